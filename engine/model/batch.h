@@ -1,0 +1,38 @@
+/* batch.h -- what one forward needs to know: rows, sequences, pages, slots.
+ *
+ * A batch is a list of rows (token, position, sequence). The rows of one
+ * sequence are consecutive, in order, and continue its cached length. One
+ * forward serves sequences in prefill and in decode at once.
+ *
+ * Results of a sequence do not depend on the others in the batch. They depend
+ * on how its own tokens were cut into forwards only where a cut is not at a
+ * multiple of DE_CHUNK positions, so the planner cuts prefill only there
+ * (or at the end of what was appended). */
+#ifndef DE_BATCH_H
+#define DE_BATCH_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum {
+    DE_PAGE = 64,  /* tokens of one KV page */
+    DE_CHUNK = 64, /* tokens of one chunk of the chunked delta rule */
+};
+
+typedef struct de_batch_seq {
+    uint32_t row, n_rows;      /* rows [row, row + n_rows) */
+    uint32_t start;            /* tokens already in the cache = sequence index of the first row */
+    const uint32_t *pages;     /* page ids; enough for start + n_rows tokens */
+    uint32_t slot;             /* state slot */
+    uint32_t first_out, n_out; /* of its rows, the last n_out get logits, at out[first_out ..] */
+} de_batch_seq;
+
+typedef struct de_batch {
+    uint32_t n_rows, n_seqs, n_out;
+    const uint32_t *tokens;   /* [n_rows] */
+    const uint32_t (*pos)[3]; /* [n_rows] rotary positions t, h, w (equal for text) */
+    const de_batch_seq *seqs; /* [n_seqs] */
+} de_batch;
+
+#endif

@@ -1,0 +1,62 @@
+/* forward.h -- the model: weights on a backend, and one forward over a batch.
+ *
+ * Ownership  the model owns weights, KV pages, state slots and workspace; all
+ *            are allocated by de_model_open(), nothing later.
+ * Threads    one thread. */
+#ifndef DE_FORWARD_H
+#define DE_FORWARD_H
+
+#include "delta/error.h"
+#include "model/batch.h"
+#include "model/bind.h"
+#include "model/shape.h"
+
+typedef struct de_model de_model;
+
+typedef struct de_model_options {
+    uint32_t threads;  /* 0: all cores */
+    uint32_t n_slots;  /* state slots */
+    uint32_t n_pages;  /* KV pages of DE_PAGE tokens, shared by all attention layers */
+    uint32_t max_rows; /* of one batch */
+    uint32_t max_seqs; /* of one batch */
+    uint32_t max_out;  /* rows with logits of one batch */
+    uint32_t ctx_max;  /* longest sequence */
+    void (*on_progress)(void *arg, const char *phase, uint64_t done, uint64_t total);
+    void *arg;
+} de_model_options;
+
+typedef struct de_memory_plan {
+    uint64_t weights_bytes, kv_bytes, state_bytes, workspace_bytes;
+} de_memory_plan;
+
+/* What de_model_open() would take, without taking it. */
+int de_model_plan(const de_shape *shape, const de_binding *b, const de_model_options *o,
+                  de_memory_plan *ret_plan, delta_error *err);
+
+int de_model_open(const de_weights *w, const de_shape *shape, const de_binding *b,
+                  const de_model_options *o, de_model **ret_m, delta_error *err);
+void de_model_free(de_model *m);
+
+/* Where to copy inner values to (tests, delta-golden); any pointer may be NULL. */
+typedef struct de_capture {
+    float *embed;   /* [n_rows, hidden] */
+    float **layers; /* [n_layers] of [n_rows, hidden]: after both residual adds */
+    float *norm;    /* [n_rows, hidden]: after the final norm */
+} de_capture;
+
+/* One forward. logits: f32 [n_out, vocab], written. Updates pages and slots. */
+int de_forward(de_model *m, const de_batch *batch, float *logits, const de_capture *capture,
+               delta_error *err);
+
+/* A slot as at the start of a sequence. */
+void de_model_slot_clear(de_model *m, uint32_t slot);
+/* Copies of a slot's state (checkpoints); size of one copy in bytes. */
+size_t de_model_slot_bytes(const de_model *m);
+void de_model_slot_save(de_model *m, uint32_t slot, void *dst);
+void de_model_slot_load(de_model *m, uint32_t slot, const void *src);
+/* For tests: f32 [v_heads, 128 key, 128 value] and f32 [channels, 3] (oldest first) of the n-th
+ * DeltaNet layer. */
+void de_model_slot_peek(const de_model *m, uint32_t slot, uint32_t gdn_layer, float *recurrent,
+                        float *conv);
+
+#endif
