@@ -1,0 +1,70 @@
+/* config.h -- configuration file and flags to one const dd_config.
+ *
+ * INI sections as in docs/CONFIG.md; strict: an unknown section or key, a bad value or a repeated
+ * key is an error with file and line. Flags win over the file, the file over the defaults. All
+ * keys stand in one table (config.c) that also prints --print-config.
+ *
+ * Ownership  dd_config owns its strings; dd_config_done() frees them. */
+#ifndef DD_CONFIG_H
+#define DD_CONFIG_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "delta/error.h"
+
+typedef struct dd_config {
+    struct {
+        char *path;       /* folder of the checkpoint; the installed demo model by default */
+        char *backend;    /* auto, cpu, cuda */
+        uint32_t threads; /* 0: all cores */
+        uint32_t max_sessions;
+        uint64_t kv_tokens; /* 0: from memory */
+        uint32_t ctx_max;   /* 0: the checkpoint's */
+        uint32_t step_tokens;
+    } model;
+    struct {
+        char *socket;         /* gRPC, Unix; "" : off */
+        char *ttrpc_socket;   /* "" : off */
+        char *listen;         /* HOST:PORT of gRPC on TCP; "" : off */
+        bool allow_remote;    /* listen on other than loopback */
+        uint32_t socket_mode; /* octal in the file: 0660 */
+        char *socket_group;   /* "" : leave */
+        uint32_t max_connections;
+        uint32_t max_connections_per_uid;
+        uint32_t max_message_bytes;
+        bool tcp_reflection;
+    } server;
+    struct {
+        uint32_t max_queue; /* requests waiting for a slot */
+        uint32_t max_requests_per_uid;
+        uint32_t default_max_tokens; /* where a request says nothing */
+        uint64_t stall_limit_ns;     /* a reader that takes nothing for so long is dropped */
+        uint64_t drain_limit_ns;     /* SIGTERM: streams may run on for so long */
+        uint64_t session_idle_ns;    /* named sessions; 0: never */
+        uint32_t max_named_sessions;
+        uint32_t prefill_worker_bytes; /* longer prompts are rendered and tokenised by a worker */
+    } limits;
+    struct {
+        char *admin_group; /* members may see and close all sessions; "" : root and owner only */
+        bool calls_in_reasoning;
+    } policy;
+    struct {
+        char *level; /* error, warning, notice, info, debug */
+    } log;
+} dd_config;
+
+enum dd_action { DD_RUN, DD_CHECK_CONFIG, DD_PRINT_CONFIG, DD_PRINT_VERSION, DD_PRINT_HELP };
+
+/* argv of deltad. On failure err->text holds one line for people: what, where, which values. */
+int dd_config_load(int argc, char **argv, dd_config *ret_c, enum dd_action *ret_action,
+                   delta_error *err);
+/* The file alone (reload, tests, fuzzing); `name` is for messages. */
+int dd_config_parse(const char *text, size_t len, const char *name, dd_config *c, delta_error *err);
+void dd_config_defaults(dd_config *c);
+int dd_config_check(const dd_config *c, delta_error *err); /* what single keys cannot tell */
+char *dd_config_print(const dd_config *c);                 /* malloc'ed INI text with comments */
+void dd_config_done(dd_config *c);
+
+#endif
