@@ -54,6 +54,12 @@ void delta_error_prefix(delta_error *err, const char *format, ...)
     va_start(ap, format);
     int n = vsnprintf(err->text, sizeof err->text, format, ap);
     va_end(ap);
-    if (n >= 0 && (size_t)n < sizeof err->text)
-        (void)snprintf(err->text + n, sizeof err->text - (size_t)n, ": %s", old);
+    /* what does not fit is cut at the end */
+    size_t at = n < 0 ? 0 : (size_t)n;
+    for (const char *more = ": "; at + 1 < sizeof err->text && *more; more++)
+        err->text[at++] = *more;
+    for (const char *more = old; at + 1 < sizeof err->text && *more; more++)
+        err->text[at++] = *more;
+    if (at < sizeof err->text)
+        err->text[at] = 0;
 }
