@@ -57,7 +57,9 @@ typedef struct dd_config {
 
 enum dd_action { DD_RUN, DD_CHECK_CONFIG, DD_PRINT_CONFIG, DD_PRINT_VERSION, DD_PRINT_HELP };
 
-/* argv of deltad. On failure err->text holds one line for people: what, where, which values. */
+/* argv of deltad. On failure err->text holds one line for people: what, where, which values, and
+ * the code is DELTA_EINVALID if an argument is wrong (usage), another one if the file is. With
+ * DD_PRINT_VERSION and DD_PRINT_HELP no file was read. */
 int dd_config_load(int argc, char **argv, dd_config *ret_c, enum dd_action *ret_action,
                    delta_error *err);
 /* The file alone (reload, tests, fuzzing); `name` is for messages. */
@@ -65,6 +67,7 @@ int dd_config_parse(const char *text, size_t len, const char *name, dd_config *c
 void dd_config_defaults(dd_config *c);
 int dd_config_check(const dd_config *c, delta_error *err); /* what single keys cannot tell */
 char *dd_config_print(const dd_config *c);                 /* malloc'ed INI text with comments */
+char *dd_config_help(void);                                /* malloc'ed text of --help */
 void dd_config_done(dd_config *c);
 
 #endif
