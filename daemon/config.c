@@ -68,9 +68,10 @@ static const struct key keys[] = {
     { "model", "step_tokens", U32, AT(model.step_tokens), 64, 16384, true, .default_ = "0",
       .help = "Most tokens of one step of the engine; 0: the backend's own choice." },
 
-    { "server", "socket", TEXT, AT(server.socket), 0, 107, .told = "see Files",
-      .help = "Unix socket of gRPC; empty: none." },
-    { "server", "ttrpc_socket", TEXT, AT(server.ttrpc_socket), 0, 107, .told = "see Files",
+    { "server", "socket", TEXT, AT(server.socket), 0, 107,
+      .told = "deltad.sock in the runtime folder", .help = "Unix socket of gRPC; empty: none." },
+    { "server", "ttrpc_socket", TEXT, AT(server.ttrpc_socket), 0, 107,
+      .told = "deltad-ttrpc.sock in the runtime folder",
       .help = "Unix socket of ttrpc; empty: none." },
     { "server", "listen", TEXT, AT(server.listen), 0, 255, .default_ = "",
       .help = "HOST:PORT of gRPC on TCP, without encryption; empty: none." },

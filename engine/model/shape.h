@@ -6,6 +6,7 @@
 #define DE_SHAPE_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "delta/error.h"

@@ -1,0 +1,11 @@
+#!/bin/bash
+# The manual pages are without a warning of mandoc.
+set -uo pipefail
+if ! command -v mandoc >/dev/null; then
+    echo "SKIP: there is no mandoc"
+    exit 0
+fi
+pages=(docs/man/*.[1-8])
+[ -f "${pages[0]}" ] && mandoc -Tlint -Wstyle "${pages[@]}" 2>&1 | grep -v 'referenced manual not found' |
+    grep . && exit 1
+exit 0
