@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""The settings are told in one place only: docs/CONFIG.md's table, the installed deltad.conf and the
-names in deltad.conf(5) follow from `deltad --print-config`. With --write the first two are made anew.
+"""The settings are told in one place only: docs/CONFIG.md's table, the options of deltad.conf(5) and the
+installed deltad.conf follow from `deltad --print-config`. With --write they are made anew.
 """
 import os
 import re
@@ -13,8 +13,10 @@ BUILD = os.environ.get("DELTA_BUILD", "build")
 SOURCE = os.environ.get("DELTA_SOURCE", os.path.dirname(os.path.dirname(os.path.dirname(
     os.path.abspath(__file__)))))
 DELTAD = os.environ.get("DELTAD", os.path.join(BUILD, "daemon", "deltad"))
-BEGIN = "<!-- made by tests/daemon/test_config_docs.py --write -->\n"
-END = "<!-- end -->\n"
+MADE = "made by tests/daemon/test_config_docs.py --write"
+DOC, PAGE, CONF = "docs/CONFIG.md", "docs/man/deltad.conf.5", "systemd-units/deltad.conf"
+# file: the marks around the part that is made
+MARKS = {DOC: (f"<!-- {MADE} -->\n", "<!-- end -->\n"), PAGE: (f'.\\" {MADE}\n', '.\\" end\n')}
 # What a system's own daemon finds; in a test it depends on where it runs.
 INSTALLED = {"path": "/usr/share/deltad/demo-model", "socket": "/run/deltad/deltad.sock",
              "ttrpc_socket": "/run/deltad/deltad-ttrpc.sock"}
@@ -52,6 +54,17 @@ def table():
     return text + "\n"
 
 
+def page():
+    text, last = "", None
+    for section, key, _, meaning, allowed, default, reloads in settings():
+        if section != last:
+            text += (".El\n" if last else "") + f".Ss Section {section}\n.Bl -tag -width Ds\n"
+            last = section
+        text += f".It Ic {key}\n{meaning}\n{allowed[0].upper()}{allowed[1:]}; default: {default}.\n"
+        text += "SIGHUP re-reads it.\n" if reloads else ""
+    return text + ".El\n"
+
+
 def conf():
     text = ("# deltad.conf -- every setting with its default. Take the \"#\" away to change one.\n"
             "# See deltad.conf(5); deltad --check-config says whether the file is right.\n"
@@ -70,15 +83,22 @@ def read(path):
         return file.read()
 
 
+def write(path, text):
+    with open(os.path.join(SOURCE, path), "w", encoding="utf-8") as file:
+        file.write(text)
+
+
 class ConfigDocs(unittest.TestCase):
     maxDiff = None
 
-    def test_table_is_the_programs(self):
-        text = read("docs/CONFIG.md")
-        self.assertEqual(text[text.index(BEGIN) + len(BEGIN):text.index(END)], table())
+    def test_documents_are_the_programs(self):
+        for name, made in (DOC, table()), (PAGE, page()):
+            begin, end = MARKS[name]
+            text = read(name)
+            self.assertEqual(text[text.index(begin) + len(begin):text.index(end)], made, name)
 
     def test_installed_file_is_the_programs(self):
-        self.assertEqual(read("systemd-units/deltad.conf"), conf())
+        self.assertEqual(read(CONF), conf())
 
     def test_installed_file_is_right_with_and_without_its_comments(self):
         active = re.sub(r"(?m)^#(\w)", r"\1", conf())
@@ -90,18 +110,17 @@ class ConfigDocs(unittest.TestCase):
                 self.assertEqual((done.returncode, done.stderr), (0, ""))
                 self.assertEqual(done.stdout, "the configuration is correct\n")
 
-    def test_man_page_names_every_key(self):
-        page = read("docs/man/deltad.conf.5")
-        for section, key, *_ in settings():
-            self.assertRegex(page, rf"(?m)^\.It Ic {key}( |$)", f"{section}.{key}")
+
+def write_all():
+    for name, made in (DOC, table()), (PAGE, page()):
+        begin, end = MARKS[name]
+        text = read(name)
+        write(name, text[:text.index(begin) + len(begin)] + made + text[text.index(end):])
+    write(CONF, conf())
 
 
 if __name__ == "__main__":
     if "--write" in sys.argv:
-        doc = read("docs/CONFIG.md")
-        doc = doc[:doc.index(BEGIN) + len(BEGIN)] + table() + doc[doc.index(END):]
-        for name, content in ("docs/CONFIG.md", doc), ("systemd-units/deltad.conf", conf()):
-            with open(os.path.join(SOURCE, name), "w", encoding="utf-8") as out:
-                out.write(content)
+        write_all()
     else:
         unittest.main()

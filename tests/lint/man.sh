@@ -6,6 +6,6 @@ if ! command -v mandoc >/dev/null; then
     exit 0
 fi
 pages=(docs/man/*.[1-8])
-[ -f "${pages[0]}" ] && mandoc -Tlint -Wstyle "${pages[@]}" 2>&1 | grep -v 'referenced manual not found' |
+[ -f "${pages[0]}" ] && mandoc -Tlint -Wstyle "${pages[@]}" 2>&1 | grep -vE 'referenced manual not found|outdated mandoc.db' |
     grep . && exit 1
 exit 0
