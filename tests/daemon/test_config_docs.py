@@ -1,4 +1,4 @@
-#!/usr/bin/env python3
+#!/usr/bin/python3
 """The settings are told in one place only: docs/CONFIG.md's table, the options of deltad.conf(5) and the
 installed deltad.conf follow from `deltad --print-config`. With --write they are made anew.
 """
