@@ -46,6 +46,14 @@ typedef struct delta_message {
     size_t n_calls;
 } delta_message;
 
+/* What the timeline holds of messages[first_message - 1] when a suffix is rendered. */
+enum delta_join {
+    DELTA_JOIN_AUTO,    /* an assistant: SAMPLED, any other: CLOSED */
+    DELTA_JOIN_CLOSED,  /* it was rendered; its "<|im_end|>\n" is there */
+    DELTA_JOIN_SAMPLED, /* it was sampled and ends at its <|im_end|>: the suffix starts with "\n" */
+    DELTA_JOIN_OPEN,    /* it was rendered with leave_open */
+};
+
 typedef struct delta_chat {
     const delta_message *messages;
     size_t n_messages;
@@ -57,9 +65,26 @@ typedef struct delta_chat {
     bool add_vision_id;
     /* Qwen3.5 prints scalar arguments as Python text (True, None), 3.6 as JSON. */
     bool scalars_as_python;
-    /* Render messages[first_message ..] only, as the continuation of a prompt that ended with
-     * messages[first_message - 1]. The whole list is still needed to judge it. 0: everything. */
+    /* Render messages[first_message ..] only, as the continuation of a timeline that ended with
+     * messages[first_message - 1]. The whole list is still needed to judge it (which turn is the
+     * last query, the numbers of pictures). 0: everything, tools and system included. Equal to
+     * n_messages, it renders the generation prompt alone.
+     *
+     * The suffix begins with, in this order:
+     *   "\n"            if join is SAMPLED (the template puts it after every <|im_end|>). An answer
+     *                   that was cut has no <|im_end|>: the caller appends that token first.
+     *   "<|im_end|>\n"  if join is OPEN, messages[first_message - 1] is a tool's and no tool's
+     *                   message follows
+     *   "<|im_start|>"  of the first message or of the generation prompt, or, if join is OPEN and
+     *                   a tool's message follows a tool's, "\n<tool_response>".
+     * Prompt and suffixes joined are the whole rendering with preserve_thinking, if sampled text
+     * is spelled as the template spells it. One exception: between two tool messages CLOSED gives a
+     * second user turn, where the whole rendering has one; leave the run open to avoid that. */
     size_t first_message;
+    enum delta_join join; /* ignored if first_message is 0 */
+    /* Leave off the "<|im_end|>\n" of a tool's message that is the last one: more results may
+     * follow. Without effect on other roles. Not with add_generation_prompt (DELTA_EINVALID). */
+    bool leave_open;
 } delta_chat;
 
 typedef struct delta_span { /* bytes [begin, end) of the rendered text */
