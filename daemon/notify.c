@@ -28,6 +28,7 @@ struct dd_notify {
     uint64_t seen;      /* heartbeat at the last feeding */
     uint64_t told_ms;   /* last dd_notify_loading that was sent */
     double told_progress;
+    char told_phase[64];
     dd_log_limit stuck;
 };
 
@@ -41,7 +42,6 @@ int dd_notify_new(uv_loop_t *loop, uint64_t (*heartbeat)(void *arg), void *arg, 
     n->loop = loop;
     n->heartbeat = heartbeat;
     n->arg = arg;
-    n->told_progress = -1;
     if (sd_watchdog_enabled(0, &usec) > 0)
         n->period_ms = usec / 1000 < 4 ? 4 : usec / 1000;
     (void)uv_timer_init(loop, &n->watchdog);
@@ -80,9 +80,12 @@ void dd_notify_loading(dd_notify *n, const char *phase, double progress)
 {
     uv_update_time(n->loop);
     uint64_t now = uv_now(n->loop);
-    bool first = n->told_progress < 0;
-    if (!first && (progress <= n->told_progress || now - n->told_ms < 1000) && progress < 1)
+    bool is_new = strncmp(n->told_phase, phase, sizeof n->told_phase - 1) != 0;
+    if (!is_new && progress <= n->told_progress)
+        return; /* it stands */
+    if (!is_new && now - n->told_ms < 1000 && progress < 1)
         return;
+    (void)snprintf(n->told_phase, sizeof n->told_phase, "%s", phase);
     char status[200], what[64];
     (void)snprintf(status, sizeof status, "Loading %.150s: %.0f %%", phase, progress * 100);
     (void)snprintf(what, sizeof what, "EXTEND_TIMEOUT_USEC=%d000", EXTEND_MS);
