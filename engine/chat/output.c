@@ -337,16 +337,22 @@ static enum delta_out_kind text_kind(const delta_output *p)
     return p->state == REASONING ? DELTA_OUT_REASONING : DELTA_OUT_CONTENT;
 }
 
-/* White space waits in p->blank until something follows it in the same text. */
+/* White space waits in p->blank until something follows it in the same text. What is too much is
+ * dropped, character by character, so that cuts make no difference. */
 static void put_blank(delta_output *p, delta_str s)
 {
-    if (p->lead || s.len == 0)
+    if (p->lead)
         return;
-    if (p->blank.len + s.len > DELTA_OUTPUT_HOLD_MAX) {
-        s.len = DELTA_OUTPUT_HOLD_MAX - p->blank.len;
-        while (s.len && (s.p[s.len] & 0xC0) == 0x80)
-            s.len--;
-        repair(p, DELTA_REPAIR_HOLD_FULL);
+    size_t room = DELTA_OUTPUT_HOLD_MAX - p->blank.len;
+    if (s.len > room) {
+        if (p->blank.len < DELTA_OUTPUT_HOLD_MAX)
+            repair(p, DELTA_REPAIR_HOLD_FULL);
+        while (room && (s.p[room] & 0xC0) == 0x80)
+            room--;
+        de_text_add(&p->blank, s.p, room);
+        while (p->blank.len < DELTA_OUTPUT_HOLD_MAX && !p->blank.failed)
+            de_text_add(&p->blank, " ", 1); /* full, whatever the character that did not fit */
+        return;
     }
     de_text_add(&p->blank, s.p, s.len);
 }
@@ -357,28 +363,29 @@ static void drop_blank(delta_output *p)
     p->lead = true;
 }
 
-/* Consumes n bytes as text. */
+/* Consumes n bytes as text, one run of white space or of other characters after the other: a run
+ * is dealt with in the same way whether it comes in one piece or in many. */
 static void put_text(delta_output *p, size_t n)
 {
-    delta_str s = { p->in.p + p->at, n };
-    line_add(&p->line, s.p, s.len);
+    const char *s = p->in.p + p->at;
+    line_add(&p->line, s, n);
     p->at += n;
-    size_t start = 0, k;
-    while (start < s.len && (k = de_space_at_start(s.p + start, s.len - start)) > 0)
-        start += k;
-    put_blank(p, (delta_str){ s.p, start });
-    if (start == s.len)
-        return;
-    s.p += start;
-    s.len -= start;
-    size_t end = s.len;
-    while ((k = de_space_at_end(s.p, end)) > 0)
-        end -= k;
-    emit(p, text_kind(p), p->blank.p, p->blank.len);
-    emit(p, text_kind(p), s.p, end);
-    p->blank.len = 0;
-    p->lead = p->at_start = false;
-    put_blank(p, (delta_str){ s.p + end, s.len - end });
+    for (size_t i = 0; i < n;) {
+        const size_t from = i;
+        size_t k = de_space_at_start(s + i, n - i);
+        const bool blank = k > 0;
+        do
+            i += blank ? k : 1;
+        while (i < n && ((k = de_space_at_start(s + i, n - i)) > 0) == blank);
+        if (blank) {
+            put_blank(p, (delta_str){ s + from, i - from });
+            continue;
+        }
+        emit(p, text_kind(p), p->blank.p, p->blank.len);
+        emit(p, text_kind(p), s + from, i - from);
+        p->blank.len = 0;
+        p->lead = p->at_start = false;
+    }
 }
 
 static void begin_call(delta_output *p, delta_str name, bool wrapped)
@@ -873,7 +880,8 @@ static bool step_args(delta_output *p)
             repair(p, DELTA_REPAIR_CALL_TEXT);
         p->at++;
     }
-    p->call_text = a == NO;
+    if (a != MORE)
+        p->call_text = a == NO;
     return a != MORE;
 }
 

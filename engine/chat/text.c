@@ -42,8 +42,10 @@ size_t de_space_at_start(const char *s, size_t len)
 
 size_t de_space_at_end(const char *s, size_t len)
 {
+    if (len == 0) /* s may be NULL */
+        return 0;
     const unsigned char *end = (const unsigned char *)s + len;
-    if (len >= 1 && is_space1(end[-1]))
+    if (is_space1(end[-1]))
         return 1;
     if (len >= 2 && is_space2(end - 2))
         return 2;
