@@ -3,7 +3,8 @@
  * Tools, tests and the terminal client read and write conversations as JSON
  * arrays of messages {"role", "content", "tool_calls", "reasoning_content"}
  * and of tools {"type":"function","function":{...}}. What the chat template
- * would refuse is refused here or by delta_chat_render(), in its words.
+ * would refuse is refused here or by delta_chat_render(), in its words; of
+ * several faults the one of the first message is named.
  *
  * Read are   content: a string, an array of parts, null or nothing; parts by
  *            their key, as the template does (image, image_url, video, text);
