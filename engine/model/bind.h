@@ -36,7 +36,8 @@ typedef struct de_linear_ref {
     de_ref weight;  /* INT8: rows are in bytes each, tightly packed if in % 4 == 0, else
                          row_bytes apart */
     uint32_t row_bytes;
-    de_ref scale; /* INT8: [out, in / group] of its dtype; may be negative */
+    de_ref scale;     /* INT8: [out, in / group] of its dtype; may be negative */
+    bool scale_whole; /* INT8: one scale [1] for the whole tensor instead */
 } de_linear_ref;
 
 typedef struct de_expert_ref {

@@ -43,7 +43,8 @@ typedef struct de_shape {
     uint32_t gdn_channels;             /* conv channels: (2 k_heads + v_heads) * 128 */
     /* experts */
     uint32_t n_experts, top_k, moe_width, shared_width;
-    uint32_t ctx_max; /* max_position_embeddings */
+    uint32_t ctx_max;     /* max_position_embeddings */
+    bool tied_embeddings; /* the head is the embedding where lm_head is absent */
     uint32_t mtp_layers;
     bool has_vision;
     de_vision_shape vision;

@@ -12,6 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/arena.h"
 #include "delta/error.h"
 
 enum de_dtype { DE_F32, DE_F16, DE_BF16, DE_I64, DE_I32, DE_U8, DE_I8 };
@@ -30,6 +31,11 @@ typedef struct de_tensor {
 } de_tensor;
 
 typedef struct de_weights de_weights;
+
+/* The JSON header of one file with data_bytes of data behind it: pure, for fuzzing. *ret_tensors is
+ * malloc'ed, in order of offset (counted from the start of the data); names live in the arena. */
+int de_weights_parse_header(de_arena *names, const char *text, size_t len, uint64_t data_bytes,
+                            de_tensor **ret_tensors, size_t *ret_n, delta_error *err);
 
 /* DIR/model.safetensors.index.json and its shards, or DIR/model.safetensors. A
  * model_mtp.safetensors beside an index must be named in it. Checks: header
