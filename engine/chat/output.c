@@ -981,11 +981,16 @@ static void feed(delta_output *p, const unsigned char *s, size_t n)
     for (size_t i = 0; i < n;) {
         if (p->n_utf8 == 0) {
             size_t from = i;
-            while (i < n && s[i] < 0x80)
+            while (i < n && s[i] < 0x80 && s[i] != 0)
                 i++;
             de_text_add(&p->in, (const char *)s + from, i - from);
             if (i == n)
                 break;
+            if (s[i] == 0) { /* JSON readers, ours too, have no NUL */
+                replace_bytes(p);
+                i++;
+                continue;
+            }
         }
         unsigned char low, high;
         const unsigned char c = s[i];

@@ -506,6 +506,16 @@ static bool equals_any_case(delta_str s, const char *word)
 
 enum nested { NESTED_NO, NESTED_STRING, NESTED_YES };
 
+static int depth_of(const de_json *v)
+{
+    int most = 0;
+    for (const de_json *c = v->child; c; c = c->next) {
+        const int depth = depth_of(c);
+        most = depth > most ? depth : most;
+    }
+    return most + (v->kind == DE_JSON_ARRAY || v->kind == DE_JSON_OBJECT);
+}
+
 /* Writes an object or array that is JSON; of a JSON string it gives what the string holds. */
 static enum nested write_json(de_text *out, delta_str s, de_text *ret_string)
 {
@@ -517,8 +527,9 @@ static enum nested write_json(de_text *out, delta_str s, de_text *ret_string)
     enum nested is = NESTED_NO;
     if (de_json_parse(&a, s.p, s.len, &v, NULL) >= 0) {
         if (v->kind == DE_JSON_OBJECT || v->kind == DE_JSON_ARRAY) {
-            de_json_write(out, v, true);
-            is = NESTED_YES;
+            is = depth_of(v) < DE_JSON_DEPTH ? NESTED_YES : NESTED_NO; /* a level comes around */
+            if (is == NESTED_YES)
+                de_json_write(out, v, true);
         } else if (v->kind == DE_JSON_STRING && ret_string) {
             de_text_add(ret_string, v->text, v->n);
             is = NESTED_STRING;

@@ -11,7 +11,8 @@
  *            comes behind it, at most DELTA_OUTPUT_HOLD_MAX bytes; and a value
  *            that is no string, until its end. Memory is linear in the length
  *            of the longest call. Event text is whole UTF-8 characters; bytes
- *            that are no UTF-8 become U+FFFD.
+ *            that are no UTF-8, and NUL, become U+FFFD. Arguments are JSON that
+ *            base/json.h reads, so that they can be rendered again.
  * Ownership  the parser is freed by its maker. Event bytes are borrowed and
  *            valid until the next call on the parser.
  * Threads    one thread at a time. */
@@ -71,7 +72,7 @@ enum { DELTA_OUTPUT_HOLD_MAX = 64 * 1024, DELTA_OUTPUT_NAME_MAX = 256 };
     X(VALUE_TYPE, "value_type")           /* not of the declared type: sent as a string */         \
     X(CALL_CUT, "call_cut")               /* the output ended inside a call */                     \
     X(HOLD_FULL, "hold_full")             /* decided without seeing enough */                      \
-    X(BYTES, "bytes")                     /* not UTF-8 */
+    X(BYTES, "bytes")                     /* not UTF-8, or NUL */
 
 enum delta_repair {
 #define X(name, text) DELTA_REPAIR_##name,

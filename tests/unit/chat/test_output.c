@@ -187,3 +187,24 @@ TEST(output_new_names_the_tool_that_is_wrong)
     CHECK_EQ(delta_output_new(&s.o, &p, &err), DELTA_EINVALID);
     CHECK(p == NULL);
 }
+
+/* What is sent as arguments must be taken back by the template in the next turn. */
+TEST(output_arguments_are_json_that_our_reader_takes)
+{
+    set s;
+    options(&s);
+    static const char with_nul[] = CALL("write", "<parameter=path>\na\0b\n</parameter>\n");
+    char *got = parse_all_ways(&s.o, with_nul, sizeof with_nul - 1, DELTA_OUT_END_STOP);
+    CHECK_STR(got, "write({\"path\":\"a\xEF\xBF\xBD"
+                   "b\"}) =calls");
+    free(got);
+    for (int depth = DE_JSON_DEPTH - 2; depth <= DE_JSON_DEPTH + 1; depth++) {
+        char text[512], value[256] = { 0 };
+        memset(value, '[', (size_t)depth);
+        memset(value + depth, ']', (size_t)depth);
+        (void)snprintf(text, sizeof text, CALL("t", PARAM("a", "%s")), value);
+        got = parse(&s.o, text, strlen(text), DELTA_OUT_END_STOP, NULL, NULL);
+        CHECK((strchr(got, '"') && strstr(got, ":[")) == (depth < DE_JSON_DEPTH));
+        free(got);
+    }
+}
