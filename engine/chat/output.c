@@ -28,6 +28,8 @@
 enum {
     BROKEN_CLOSER_MAX = 32, /* bytes behind "</param" */
     SPACE_MAX = 1024,       /* white space between two tags; past it they do not belong together */
+    CHAIN_MAX = 64,         /* undeclared parameters looked through for the end of one value */
+    PARAMS_MAX = 1024,      /* of a call; more are dropped */
 };
 
 static const delta_str think_open = { "<think>", 7 }, think_close = { "</think>", 8 };
@@ -90,6 +92,7 @@ struct delta_output {
     bool call_text; /* inside text that is being dropped */
     de_text args;   /* of the open call, as sent */
     de_text used;   /* names of its parameters, each with a NUL behind */
+    unsigned n_used;
     bool any_param; /* one was written */
 
     /* a value */
@@ -101,6 +104,11 @@ struct delta_output {
     bool newline;    /* a newline that is the value's only if something follows */
     bool in_string;  /* the key and an opening quote were sent */
     unsigned nest;   /* calls quoted in the value */
+    /* How far the look behind the "</parameter>" at the front got, as offsets from it. */
+    struct {
+        unsigned links;
+        size_t i, search; /* where the next link starts, and where to look for its closer */
+    } chain;
 
     event *events;
     size_t n_events, cap_events;
@@ -400,6 +408,7 @@ static void begin_call(delta_output *p, delta_str name, bool wrapped)
     p->tool = de_tools_find(&p->tools, name);
     p->call_text = p->any_param = false;
     p->args.len = p->used.len = 0;
+    p->n_used = 0;
     if (!p->tool)
         repair(p, DELTA_REPAIR_TOOL_UNKNOWN);
     p->n_calls++;
@@ -520,12 +529,17 @@ static enum answer function_end_holds(const delta_output *p, const view *v, size
     return a != NO ? a : opener_at(p, v, i, false);
 }
 
-/* Behind a "</parameter>" that ends at i: was it one? An undeclared or repeated parameter that
- * follows bears it out only if its own end does, and so on. */
-static enum answer param_end_holds(const delta_output *p, const view *v, size_t i)
+/* Behind the "</parameter>" at the front: was it one? An undeclared or repeated parameter that
+ * follows bears it out only if its own end does, and so on. What was found out about the first links
+ * of that chain is kept until more has come. */
+static enum answer param_end_holds(delta_output *p, const view *v)
 {
+    if (p->chain.links == 0) {
+        p->chain.links = 1;
+        p->chain.i = param_close.len;
+    }
     for (;;) {
-        i = skip_space(v, i);
+        const size_t i = skip_space(v, p->chain.i);
         if (i == v->n)
             return v->last ? YES : MORE;
         enum answer a = match(v, i, function_close);
@@ -544,14 +558,23 @@ static enum answer param_end_holds(const delta_output *p, const view *v, size_t 
         if (a != YES)
             return a;
         delta_str name = { NULL, 0 };
-        size_t end = i + param_open.len;
-        a = param_at(v, i, &name, &end);
+        size_t from = i + param_open.len;
+        a = param_at(v, i, &name, &from);
         if (a == MORE || (a == YES && is_due(p, name)))
             return a;
-        const char *close = memmem(v->s + end, v->n - end, param_close.p, param_close.len);
-        if (!close)
+        if (p->chain.search > from)
+            from = p->chain.search;
+        const char *close = memmem(v->s + from, v->n - from, param_close.p, param_close.len);
+        if (!close) {
+            p->chain.search = v->n - from >= param_close.len ? v->n - param_close.len + 1 : from;
             return more_or_no(v);
-        i = (size_t)(close - v->s) + param_close.len;
+        }
+        if (p->chain.links++ == CHAIN_MAX) {
+            repair(p, DELTA_REPAIR_HOLD_FULL);
+            return YES;
+        }
+        p->chain.i = (size_t)(close - v->s) + param_close.len;
+        p->chain.search = 0;
     }
 }
 
@@ -606,7 +629,7 @@ static enum answer value_end(delta_output *p, const view *v, size_t *ret_skip)
     *ret_skip = 0;
     enum answer a = match(v, 0, param_close);
     if (a == YES) {
-        a = param_end_holds(p, v, param_close.len);
+        a = param_end_holds(p, v);
         if (a == MORE && v->full) { /* a long undeclared parameter is likelier than a trap */
             repair(p, DELTA_REPAIR_HOLD_FULL);
             a = YES;
@@ -685,6 +708,8 @@ static void put_data(delta_output *p, size_t n)
 {
     const char *s = p->in.p + p->at;
     p->at += n;
+    p->chain.links = 0;
+    p->chain.search = 0;
     if (p->newline)
         put_value(p, "\n", 1);
     p->line_start = p->newline = s[n - 1] == '\n';
@@ -719,18 +744,21 @@ static void begin_value(delta_output *p, delta_str name)
     const de_param *param = de_tool_param(p->tool, name);
     p->state = VALUE;
     p->types = param ? param->types : DE_TYPE_STRING;
-    p->drop = is_used(p, name);
+    p->drop = p->n_used >= PARAMS_MAX || is_used(p, name);
     if (p->drop) {
         repair(p, DELTA_REPAIR_PARAM_REPEATED);
     } else {
         de_text_add(&p->used, name.p, name.len);
         de_text_add(&p->used, "", 1);
+        p->n_used++;
     }
     p->key.len = p->value.len = 0;
     de_text_add(&p->key, name.p, name.len);
     p->begun = p->newline = p->in_string = false;
     p->line_start = true;
     p->nest = 0;
+    p->chain.links = 0;
+    p->chain.search = 0;
 }
 
 /* Calls quoted in a value: their tags are data. YES: consumed. */

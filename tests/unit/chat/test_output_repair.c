@@ -296,3 +296,31 @@ TEST(output_holds_back_no_more_than_its_bound)
     }
     free(text);
 }
+
+/* A call may bring many parameters; past 1024 they are dropped, so that names are cheap to compare. */
+TEST(output_takes_many_undeclared_parameters_up_to_its_bound)
+{
+    set s;
+    options(&s);
+    de_text text = { 0 };
+    de_text_puts(&text, "<tool_call>\n<function=nobody>\n");
+    for (int i = 0; i < 1100; i++) {
+        char param[64];
+        (void)snprintf(param, sizeof param, PARAM("p%d", "%d"), i, i);
+        de_text_puts(&text, param);
+    }
+    de_text_puts(&text, "</function>\n</tool_call>");
+    uint32_t repairs[DELTA_REPAIR_N];
+    uint8_t *cut = calloc(text.len + 1, 1);
+    memset(cut, 1, text.len + 1);
+    char *whole = parse(&s.o, text.p, text.len, DELTA_OUT_END_STOP, NULL, repairs);
+    char *bytes = parse(&s.o, text.p, text.len, DELTA_OUT_END_STOP, cut, NULL);
+    CHECK(strcmp(whole, bytes) == 0);
+    CHECK_EQ(repairs[DELTA_REPAIR_PARAM_REPEATED], 1100 - 1024);
+    CHECK(strstr(whole, "\"p0\":\"0\",\"p1\":\"1\",") &&
+          strstr(whole, "\"p1023\":\"1023\"}) =calls"));
+    free(whole);
+    free(bytes);
+    free(cut);
+    de_text_done(&text);
+}
