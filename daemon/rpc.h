@@ -9,6 +9,10 @@
  *            that it never touches the dd_rpc again and the transport frees it.
  * Flow       at most one send is outstanding; the next one waits for dd_service_sent().
  *            finish may be called while a send is outstanding: the transport orders them.
+ *            The next message of a bidi call comes when no send is outstanding.
+ *            No function of the vtable calls back into the handlers before it returns.
+ * Stall      a peer that takes nothing for limits.stall_limit is cut by the transport, which
+ *            the handlers see as dd_service_closed().
  * Threads    loop thread only. */
 #ifndef DD_RPC_H
 #define DD_RPC_H
