@@ -32,6 +32,27 @@ const char *delta_code_text(int code)
     return "unknown error";
 }
 
+/* Keeps the promise of error.h: one line of UTF-8. Control characters (a file's name may hold them)
+ * become blanks, and a character that the end of the buffer cut in two goes. */
+static void tidy(char *text, size_t size)
+{
+    size_t n = 0;
+    for (; text[n]; n++)
+        if ((unsigned char)text[n] < 0x20 || text[n] == 0x7F)
+            text[n] = ' ';
+    if (n + 1 < size)
+        return; /* nothing was cut */
+    size_t at = n;
+    while (at > 0 && n - at < 3 && ((unsigned char)text[at - 1] & 0xC0) == 0x80)
+        at--;
+    if (at == 0)
+        return;
+    const unsigned char lead = (unsigned char)text[at - 1];
+    const size_t want = lead >= 0xF0 ? 4 : lead >= 0xE0 ? 3 : lead >= 0xC0 ? 2 : 1;
+    if (want > n - at + 1)
+        text[at - 1] = 0;
+}
+
 int delta_fail(delta_error *err, int code, const char *format, ...)
 {
     if (err) {
@@ -39,6 +60,7 @@ int delta_fail(delta_error *err, int code, const char *format, ...)
         va_start(ap, format);
         (void)vsnprintf(err->text, sizeof err->text, format, ap);
         va_end(ap);
+        tidy(err->text, sizeof err->text);
         err->code = code;
     }
     return code;
@@ -62,4 +84,5 @@ void delta_error_prefix(delta_error *err, const char *format, ...)
         err->text[at++] = *more;
     if (at < sizeof err->text)
         err->text[at] = 0;
+    tidy(err->text, sizeof err->text);
 }

@@ -12,7 +12,8 @@
 int de_file_read(const char *path, size_t max_bytes, char **ret_text, size_t *ret_len,
                  delta_error *err)
 {
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    /* a FIFO without a writer must not hold us: not waited for, then refused */
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0)
         return delta_fail(err, errno == ENOENT ? DELTA_ENOTFOUND : DELTA_EIO, "%s: %s", path,
                           strerror(errno));

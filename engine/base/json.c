@@ -263,6 +263,14 @@ static bool same_name(const de_json *a, const de_json *b)
     return a->key_len == b->key_len && memcmp(a->key, b->key, a->key_len) == 0;
 }
 
+static int fail_twice(const parser *p, const de_json *b)
+{
+    int r = fail_at(p, b->begin, "duplicate name in an object");
+    if (b->key_len && b->key_len <= 200)
+        delta_error_prefix(p->err, "%s", b->key);
+    return r;
+}
+
 /* DELTA_EFORMAT if two members of the object have one name. */
 static int check_names(const parser *p, const de_json *object)
 {
@@ -270,7 +278,7 @@ static int check_names(const parser *p, const de_json *object)
         for (const de_json *a = object->child; a; a = a->next)
             for (const de_json *b = a->next; b; b = b->next)
                 if (same_name(a, b))
-                    return fail_at(p, b->begin, "duplicate name in an object");
+                    return fail_twice(p, b);
         return 0;
     }
     size_t cap = 16;
@@ -286,7 +294,7 @@ static int check_names(const parser *p, const de_json *object)
         while (slots[i] && !same_name(slots[i], a))
             i = (i + 1) & (cap - 1);
         if (slots[i])
-            r = fail_at(p, a->begin, "duplicate name in an object");
+            r = fail_twice(p, a);
         slots[i] = a;
     }
     free(slots);
