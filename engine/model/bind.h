@@ -5,9 +5,17 @@
  * Experts may be per-expert linears or fused 3-D tensors; either way each
  * expert is bound as three linears. Name prefixes are tolerated as spec'd:
  * model.language_model., language_model.model., model.
+ * Fused experts may be packed too (X.weight_packed [E, rows, words]).
  * All mismatches (missing, wrong shape, wrong dtype) are reported in one error.
  * Vision and MTP tensors are recognised and counted, not bound yet; a tensor
- * nobody knows is a mismatch too. */
+ * nobody knows is a mismatch too. Tensors of other quantizations (GPTQ, AWQ,
+ * FP8, zero points, 4-bit, ...) are refused by their name.
+ * docs/FORMATS.md lists what is read.
+ *
+ * Reads      names, dtypes and shapes, and the data of X.weight_shape. Scales
+ *            and weights are not looked at.
+ * Threads    a binding is immutable. It refers to shards by number: it does not
+ *            need the de_weights it came from. */
 #ifndef DE_BIND_H
 #define DE_BIND_H
 
@@ -70,10 +78,17 @@ typedef struct de_binding {
     de_layer_ref *layers;
     uint64_t n_parameters; /* of the text model, as stored values */
     uint32_t n_vision_tensors, n_mtp_tensors;
-    char quantization[64]; /* "int8 channel", "int8 group 128", "int8 mixed", "bf16" */
+    /* "int8 channel", "int8 group 128", "int8 tensor", "int8 mixed", "bf16", "f16", "f32" */
+    char quantization[64];
 } de_binding;
 
+/* DELTA_EFORMAT, or DELTA_EUNSUPPORTED if a form that is not read was found: err says how many
+ * mismatches there are, and the first of them. DELTA_ENOMEM. */
 int de_bind(const de_weights *w, const de_shape *shape, de_binding **ret_b, delta_error *err);
+/* The same; on a mismatch *ret_report (if ret_report is not NULL and memory allows; else untouched)
+ * lists all of them, one a line, at most 10,000. free() it. */
+int de_bind_report(const de_weights *w, const de_shape *shape, de_binding **ret_b,
+                   char **ret_report, delta_error *err);
 void de_binding_free(de_binding *b);
 
 #endif

@@ -13,6 +13,7 @@
 
 enum {
     DE_MAX_LAYERS = 128,
+    DE_MAX_EXPERTS = 1024,
     DE_ATTN_DIM = 256, /* head_dim: fixed, kernels rely on it */
     DE_GDN_DIM = 128,  /* linear_key_head_dim = linear_value_head_dim: fixed */
     DE_CONV_WIDTH = 4, /* linear_conv_kernel_dim: fixed */
@@ -36,6 +37,7 @@ typedef struct de_shape {
     double rope_theta;
     uint32_t mrope_section[3]; /* sums to rotary_dims / 2 */
     bool yarn;
+    /* attention_factor: multiplies cos and sin; as given, else from mscale, else 0.1 ln(factor) + 1 */
     double yarn_factor, yarn_beta_fast, yarn_beta_slow, yarn_attention_factor;
     uint32_t yarn_original_ctx;
     /* Gated DeltaNet */
@@ -43,11 +45,13 @@ typedef struct de_shape {
     uint32_t gdn_channels;             /* conv channels: (2 k_heads + v_heads) * 128 */
     /* experts */
     uint32_t n_experts, top_k, moe_width, shared_width;
-    uint32_t ctx_max;     /* max_position_embeddings */
+    /* max_position_embeddings; with YaRN at least factor * original, at most 2^24 */
+    uint32_t ctx_max;
     bool tied_embeddings; /* the head is the embedding where lm_head is absent */
     uint32_t mtp_layers;
     bool has_vision;
     de_vision_shape vision;
+    /* UINT32_MAX: not given */
     uint32_t image_token, video_token, vision_start_token, vision_end_token;
 } de_shape;
 

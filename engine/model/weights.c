@@ -19,7 +19,13 @@
 #include "base/file.h"
 #include "base/json.h"
 
-enum { HEADER_MAX = 16 << 20, INDEX_MAX = 64 << 20, SHARDS_MAX = 1000, TENSORS_MAX = 1 << 20 };
+enum {
+    HEADER_MAX = 16 << 20,
+    INDEX_MAX = 64 << 20,
+    SHARDS_MAX = 1000,
+    TENSORS_MAX = 1 << 20,
+    NAME_MAX_BYTES = 256
+};
 
 typedef struct shard {
     char *path;
@@ -77,8 +83,15 @@ static int read_entry(const de_json *e, uint64_t data_bytes, de_tensor *t, delta
 {
     const de_json *shape = de_json_get(e, "shape"), *range = de_json_get(e, "data_offsets");
     uint64_t begin, end, bytes;
-    if (!dtype_parse(de_json_get(e, "dtype"), &t->dtype))
-        return delta_fail(err, DELTA_EUNSUPPORTED, "tensor %s: unknown dtype", e->key);
+    const de_json *dtype = de_json_get(e, "dtype");
+    if (e->key_len == 0 || e->key_len > NAME_MAX_BYTES)
+        return delta_fail(err, DELTA_EFORMAT, "tensor %.80s: its name has %u bytes, not 1..%d",
+                          e->key, e->key_len, NAME_MAX_BYTES);
+    if (!dtype || dtype->kind != DE_JSON_STRING)
+        return delta_fail(err, DELTA_EFORMAT, "tensor %s: no dtype", e->key);
+    if (!dtype_parse(dtype, &t->dtype))
+        return delta_fail(err, DELTA_EUNSUPPORTED, "tensor %s: dtype %.20s is not read", e->key,
+                          dtype->text);
     if (!shape || shape->kind != DE_JSON_ARRAY || shape->n > DE_MAX_RANK)
         return delta_fail(err, DELTA_EFORMAT, "tensor %s: shape must list at most %d numbers",
                           e->key, DE_MAX_RANK);
@@ -142,16 +155,18 @@ int de_weights_parse_header(de_arena *names, const char *text, size_t len, uint6
     de_json *root;
     de_tensor *t = NULL;
     size_t n = 0;
-    int r = de_json_parse(&tree, text, len, &root, err);
-    if (r == 0 && root->kind != DE_JSON_OBJECT)
-        r = delta_fail(err, DELTA_EFORMAT, "header is no JSON object");
+    int r = len && text[0] == '{' ? de_json_parse(&tree, text, len, &root, err)
+                                  : delta_fail(err, DELTA_EFORMAT, "header does not begin with {");
     if (r == 0 && root->n > TENSORS_MAX)
         r = delta_fail(err, DELTA_ELIMIT, "header lists more than %d tensors", TENSORS_MAX);
     if (r == 0 && !(t = calloc(root->n + 1, sizeof *t)))
         r = delta_fail(err, DELTA_ENOMEM, "%u tensors", root->n);
     for (const de_json *e = r == 0 ? root->child : NULL; e && r == 0; e = e->next) {
-        if (strcmp(e->key, "__metadata__") == 0)
+        if (strcmp(e->key, "__metadata__") == 0) {
+            if (e->kind != DE_JSON_OBJECT)
+                r = delta_fail(err, DELTA_EFORMAT, "__metadata__ is no JSON object");
             continue;
+        }
         r = read_entry(e, data_bytes, &t[n], err);
         if (r == 0 && !(t[n].name = de_arena_strndup(names, e->key, e->key_len)))
             r = delta_fail(err, DELTA_ENOMEM, "names of tensors");
@@ -170,6 +185,12 @@ int de_weights_parse_header(de_arena *names, const char *text, size_t len, uint6
 }
 
 /* ---- the table of names */
+
+static const char *file_name(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    return slash ? slash + 1 : path;
+}
 
 static uint64_t hash_text(const char *s)
 {
@@ -198,9 +219,9 @@ static int build_table(de_weights *w, delta_error *err)
     for (size_t i = 0; i < w->n_tensors; i++) {
         uint32_t *slot = slot_of(w, w->tensors[i].name);
         if (*slot)
-            return delta_fail(err, DELTA_EFORMAT, "tensor %s stands in %s and in %s",
-                              w->tensors[i].name, w->shards[w->tensors[*slot - 1].shard].path,
-                              w->shards[w->tensors[i].shard].path);
+            return delta_fail(err, DELTA_EFORMAT, "%s: tensor %s stands in %s too",
+                              w->shards[w->tensors[i].shard].path, w->tensors[i].name,
+                              file_name(w->shards[w->tensors[*slot - 1].shard].path));
         *slot = (uint32_t)i + 1;
     }
     return 0;
@@ -280,7 +301,7 @@ static int add_tensors(de_weights *w, const de_tensor *t, size_t n, uint32_t sha
 static int open_shard(de_weights *w, char *path, delta_error *err)
 {
     shard *s = &w->shards[w->n_shards];
-    *s = (shard){ .path = path, .fd = open(path, O_RDONLY | O_CLOEXEC) };
+    *s = (shard){ .path = path, .fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK) };
     const uint32_t index = w->n_shards++;
     struct stat st;
     if (s->fd < 0 || fstat(s->fd, &st) < 0)
@@ -338,12 +359,6 @@ static int add_shard(de_weights *w, const char *dir, const char *name, delta_err
     return open_shard(w, path, err);
 }
 
-static const char *file_name(const char *path)
-{
-    const char *slash = strrchr(path, '/');
-    return slash ? slash + 1 : path;
-}
-
 /* Every tensor of the index is in the shard it names, and no shard has others. */
 static int check_index(const de_weights *w, const char *path, const de_json *map, delta_error *err)
 {
@@ -357,12 +372,50 @@ static int check_index(const de_weights *w, const char *path, const de_json *map
             return delta_fail(err, DELTA_EFORMAT, "%s: tensor %s is in %s, not in %s", path, e->key,
                               in, e->text);
     }
-    if (map->n != w->n_tensors)
-        return delta_fail(err, DELTA_EFORMAT,
-                          "%s: lists %u tensors, the shards hold %zu; is a file of another "
-                          "checkpoint among them?",
-                          path, map->n, w->n_tensors);
-    return 0;
+    if (map->n == w->n_tensors)
+        return 0;
+    /* Names are unique on both sides, so one of the shards' is not in the index. */
+    uint8_t *listed = calloc(w->n_tensors, 1);
+    if (!listed)
+        return delta_fail(err, DELTA_ENOMEM, "%zu tensors", w->n_tensors);
+    for (const de_json *e = map->child; e; e = e->next)
+        listed[de_weights_find(w, e->key) - w->tensors] = 1;
+    size_t i = 0;
+    while (i + 1 < w->n_tensors && listed[i])
+        i++;
+    free(listed);
+    return delta_fail(err, DELTA_EFORMAT,
+                      "%s: does not list %zu tensors of the shards, first %s in %s; is a file of "
+                      "another checkpoint among them?",
+                      path, w->n_tensors - map->n, w->tensors[i].name,
+                      file_name(w->shards[w->tensors[i].shard].path));
+}
+
+static bool has_shard(const de_weights *w, const char *name)
+{
+    /* from the newest on: indexes list the tensors of a shard in a row, or nearly */
+    for (uint32_t i = w->n_shards; i-- > 0;)
+        if (strcmp(file_name(w->shards[i].path), name) == 0)
+            return true;
+    return false;
+}
+
+/* The extra shard that some exporters add: left out of the index, its tensors would be lost
+ * without a word. */
+static int check_mtp_file(const de_weights *w, const char *dir, delta_error *err)
+{
+    static const char name[] = "model_mtp.safetensors";
+    if (has_shard(w, name))
+        return 0;
+    char *path = de_path_join(dir, name);
+    if (!path)
+        return delta_fail(err, DELTA_ENOMEM, "path of a shard");
+    int r =
+        access(path, F_OK) == 0
+            ? delta_fail(err, DELTA_EFORMAT, "%s: is there, but the index does not name it", path)
+            : 0;
+    free(path);
+    return r;
 }
 
 static int open_index(de_weights *w, const char *dir, const char *path, const char *text,
@@ -378,14 +431,11 @@ static int open_index(de_weights *w, const char *dir, const char *path, const ch
     if (r == 0 && (!map || map->kind != DE_JSON_OBJECT))
         r = delta_fail(err, DELTA_EFORMAT, "%s: no weight_map", path);
     for (const de_json *e = r == 0 ? map->child : NULL; e && r == 0; e = e->next) {
-        bool known = false;
         if (e->kind != DE_JSON_STRING) {
             r = delta_fail(err, DELTA_EFORMAT, "%s: %s names no file", path, e->key);
             break;
         }
-        for (uint32_t i = w->n_shards; i-- > 0 && !known;)
-            known = strcmp(file_name(w->shards[i].path), e->text) == 0;
-        if (!known)
+        if (!has_shard(w, e->text))
             r = add_shard(w, dir, e->text, err);
     }
     if (r == 0)
@@ -393,7 +443,7 @@ static int open_index(de_weights *w, const char *dir, const char *path, const ch
     if (r == 0)
         r = check_index(w, path, map, err);
     de_arena_done(&tree);
-    return r;
+    return r < 0 ? r : check_mtp_file(w, dir, err);
 }
 
 int de_weights_open(const char *dir, de_weights **ret_w, delta_error *err)
@@ -401,7 +451,7 @@ int de_weights_open(const char *dir, de_weights **ret_w, delta_error *err)
     de_weights *w = calloc(1, sizeof *w);
     char *path = de_path_join(dir, "model.safetensors.index.json"), *text = NULL;
     size_t len;
-    int r = 0;
+    int r;
     if (!w || !path || !(w->shards = calloc(SHARDS_MAX, sizeof *w->shards))) {
         r = delta_fail(err, DELTA_ENOMEM, "directory of a checkpoint");
     } else {

@@ -4,7 +4,8 @@
  * caller's buffers (never mapped: a truncated file must be an error, not a
  * SIGBUS). Pure parsing in de_weights_parse_header(), which is fuzzed.
  *
- * Limits     header 16 MB a shard, 1,000 shards, 1 M tensors, rank 5.
+ * Limits     header 16 MB a shard, 1,000 shards, 1 M tensors, rank 5,
+ *            names of 256 bytes, an index of 64 MB.
  * Threads    immutable after opening; de_weights_read() from any thread. */
 #ifndef DE_WEIGHTS_H
 #define DE_WEIGHTS_H
