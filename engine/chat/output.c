@@ -657,6 +657,10 @@ static enum answer value_end(delta_output *p, const view *v, size_t *ret_skip)
 
 static void send_key(delta_output *p)
 {
+    if (p->key.failed) {
+        p->failed = true;
+        return;
+    }
     de_text t = { 0 };
     de_text_puts(&t, p->any_param ? "," : "{");
     de_json_write_string(&t, p->key.p, p->key.len);

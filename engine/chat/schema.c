@@ -525,7 +525,9 @@ static enum nested write_json(de_text *out, delta_str s, de_text *ret_string)
     de_arena_init(&a, 256 * s.len + 4096);
     de_json *v = NULL;
     enum nested is = NESTED_NO;
-    if (de_json_parse(&a, s.p, s.len, &v, NULL) >= 0) {
+    const int e = de_json_parse(&a, s.p, s.len, &v, NULL);
+    out->failed |= e == DELTA_ENOMEM; /* not the same as being no JSON */
+    if (e >= 0) {
         if (v->kind == DE_JSON_OBJECT || v->kind == DE_JSON_ARRAY) {
             is = depth_of(v) < DE_JSON_DEPTH ? NESTED_YES : NESTED_NO; /* a level comes around */
             if (is == NESTED_YES)
@@ -545,6 +547,7 @@ static bool write_literal(de_text *out, delta_str s)
     literal l = { .s = s.p, .end = s.p + s.len, .out = &t };
     bool ok = s.len && literal_value(&l, 0);
     skip_blanks(&l);
+    out->failed |= t.failed;
     ok = ok && l.s == l.end && !t.failed && t.p &&
          write_json(out, (delta_str){ t.p, t.len }, NULL) == NESTED_YES;
     de_text_done(&t);
@@ -560,6 +563,7 @@ static bool write_nested(de_text *out, delta_str s)
         ok = write_literal(out, s);
     else if (is == NESTED_STRING && inner.p)
         ok = write_json(out, (delta_str){ inner.p, inner.len }, NULL) == NESTED_YES;
+    out->failed |= inner.failed;
     de_text_done(&inner);
     return ok;
 }
