@@ -1,7 +1,7 @@
 /* shape.h -- config.json to every dimension of the model, checked once.
  *
  * Field names are those of config.json where it has one. Nothing else in the
- * engine reads config.json. */
+ * engine reads config.json, but for the ids that end a turn (api/checkpoint.h). */
 #ifndef DE_SHAPE_H
 #define DE_SHAPE_H
 

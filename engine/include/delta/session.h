@@ -6,7 +6,17 @@
  *
  * Ownership  the caller owns the session and frees it before the engine.
  * Threads    engine thread only, except delta_session_cancel(): any thread.
- * Units      lengths count tokens. */
+ * Units      lengths count tokens.
+ *
+ * The timeline has n tokens, `computed` of which are in the state. Appended
+ * tokens are computed by the steps that follow, with the last one's logits
+ * kept; a sampled token is computed when there is more to do. So after a
+ * generation computed is n - 1: its last token, the stop token too, stays in
+ * the timeline and is computed first when it goes on.
+ *
+ * A turn goes from the first append or generate after the last FINISHED (or
+ * the beginning) to the next FINISHED; its times and its count of cached
+ * tokens (those that were in the state when it began) are reported there. */
 #ifndef DELTA_SESSION_H
 #define DELTA_SESSION_H
 
@@ -25,7 +35,8 @@ typedef struct delta_session delta_session; /* fields live in api/session.c */
 /* Reserves a slot and pages for ctx_tokens (1 .. info.ctx_max). `user` comes
  * back in every event of this session.
  *   DELTA_EINVALID  ctx_tokens is out of range
- *   DELTA_EBUSY     no slot or too few pages now: the caller may queue and retry */
+ *   DELTA_EBUSY     no slot or too few pages now: the caller may queue and retry
+ *   DELTA_ENOMEM */
 int delta_session_new(delta_engine *e, uint32_t ctx_tokens, void *user, delta_session **ret_s,
                       delta_error *err);
 
@@ -38,15 +49,23 @@ int delta_session_reserve(delta_session *s, uint32_t ctx_tokens, delta_error *er
  * reservation, DELTA_EINVALID for an id >= info.n_vocab. */
 int delta_session_append(delta_session *s, const uint32_t *ids, size_t n, delta_error *err);
 
-/* Starts sampling after the last token. The timeline must not be empty. The
- * parameters are checked and copied. max_tokens beyond the reservation is cut
- * to it (the session then finishes with LENGTH). */
+/* Starts sampling after the last token. The parameters are checked and copied.
+ * max_tokens beyond the reservation is cut to it (the session then finishes
+ * with LENGTH).
+ *   DELTA_ESTATE   the timeline is empty, a generation runs, or the last prefill was cancelled or
+ *                  a row of logits was bad (append first)
+ *   DELTA_ELIMIT   the reservation is full
+ *   DELTA_EINVALID a parameter is out of range
+ *   DELTA_ENOMEM   tables of penalties */
 int delta_session_generate(delta_session *s, const delta_sampling *sampling,
                            const delta_stopping *stopping, delta_error *err);
 
 /* Ends a running generation or prefill at the next step boundary, with a
- * FINISHED event, reason CANCELLED. Tokens not computed yet are dropped from
- * the timeline. Any thread; idle sessions ignore it. */
+ * FINISHED event, reason CANCELLED: a cancel during a step is honoured at that
+ * step's end, before its tokens are sampled. Appended tokens that are not
+ * computed by then are dropped from the timeline; sampled tokens stay, the last
+ * one too. Text held back for a stop string is released first. Any thread;
+ * idle sessions ignore it: what is appended or generated later runs. */
 void delta_session_cancel(delta_session *s);
 
 /* A paused session gets no rows: its reader is slow. Others run on. */

@@ -54,15 +54,18 @@ typedef struct delta_event {
         } text;
         struct {
             enum delta_finish reason;
-            uint32_t stop; /* the id, or the index of the stop string */
-            uint32_t n_prompt, n_cached, n_generated;
+            uint32_t stop;                  /* the id, or the index of the stop string */
+            uint32_t n_prompt;              /* the timeline where generation began */
+            uint32_t n_cached;              /* of it, in the state when the turn began */
+            uint32_t n_generated;           /* with the stop token */
             uint64_t prefill_ns, decode_ns; /* first step to first token; first to last token */
             delta_error error;
         } finished;
     };
 } delta_event;
 
-/* Takes one step. *ret_events (borrowed, valid until the next call) has *ret_n
+/* Takes one step. *ret_events (borrowed, valid until the next call, also when a session of them
+ * is freed before) has *ret_n
  * entries in order. *ret_n == 0 and no session busy: there was nothing to do.
  * A negative return is fatal for the engine (device fault): free it. */
 int delta_step(delta_engine *e, const delta_event **ret_events, size_t *ret_n, delta_error *err);

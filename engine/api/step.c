@@ -1,0 +1,351 @@
+/* step.c -- one turn of the engine: plan -> batch -> forward -> sample -> events.
+ *
+ * READ THIS FIRST. A session is a timeline of n tokens, `computed` of which are
+ * in the model's state. Appending and sampling make n grow; a step makes
+ * computed grow. The row of a last token gives logits; if the session is
+ * generating a token is sampled from them at once, else they are saved with
+ * the session, so that a later generate need not wait for a forward. The token
+ * sampled last is not computed until there is more to do.
+ *
+ * A step allocates nothing: everything was made by open, new and generate.
+ * What one session's logits do (NaN) ends that session; what a forward reports
+ * ends the engine. */
+#include <assert.h>
+#include <math.h>
+#include <string.h>
+#include <time.h>
+
+#include "api/internal.h"
+
+uint64_t de_now_ns(void)
+{
+    struct timespec t;
+    (void)clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+/* ---- events ---- */
+
+static delta_event *push_event(delta_session *s, enum delta_event_kind kind)
+{
+    delta_engine *e = s->engine;
+    assert(e->n_events < (size_t)e->info.max_sessions * DE_EVENTS_PER_SESSION);
+    delta_event *v = &e->events[e->n_events++];
+    *v = (delta_event){ .kind = kind, .session = s, .user = s->user };
+    return v;
+}
+
+static void push_text(delta_session *s, const char *bytes, size_t len, int64_t added_id)
+{
+    if (len == 0)
+        return;
+    delta_event *v = push_event(s, DELTA_EVENT_TEXT);
+    v->text.bytes = bytes;
+    v->text.len = len;
+    v->text.added_id = added_id;
+}
+
+/* Where the session's text of this step goes, one piece behind the other. */
+static char *text_at(const delta_session *s)
+{
+    return s->engine->text + (size_t)s->slot * s->engine->text_bytes + s->text_used;
+}
+
+/* Where a piece is made before it is released to text_at(). */
+static char *piece_at(const delta_session *s, size_t *ret_room)
+{
+    *ret_room = s->engine->text_bytes - s->text_used - DELTA_MAX_STOP_BYTES;
+    return text_at(s) + DELTA_MAX_STOP_BYTES;
+}
+
+/* Through the stop strings and out; the index of the one it completed, or -1. added_id: the piece
+ * is that added token's text. */
+static int release(delta_session *s, const char *piece, size_t len, int64_t added_id)
+{
+    const size_t held = s->stop.n_held;
+    char *to = text_at(s);
+    int match = -1;
+    const size_t n = de_stop_push(&s->stop, piece, len, to, &match);
+    if (added_id >= 0 && match < 0 && n == held + len) {
+        push_text(s, to, held, -1);
+        push_text(s, to + held, len, added_id);
+    } else {
+        push_text(s, to, n, -1);
+    }
+    s->text_used += n;
+    return match;
+}
+
+/* An incomplete character that nothing will complete. */
+static int release_rest_of_character(delta_session *s)
+{
+    size_t room;
+    char *piece = piece_at(s, &room);
+    return release(s, piece, delta_detok_flush(&s->detok, piece, room), -1);
+}
+
+/* The text of a sampled token; the stop string it completed, or -1. */
+static int release_token(delta_session *s, uint32_t id)
+{
+    const delta_tokenizer *t = s->engine->tokenizer;
+    const enum delta_token_kind kind = delta_token_kind(t, id);
+    const bool added = kind == DELTA_TOKEN_ADDED || kind == DELTA_TOKEN_SPECIAL;
+    if (added) {
+        const int match = release_rest_of_character(s);
+        if (match >= 0)
+            return match;
+    }
+    size_t len, room, n = 0;
+    const uint8_t *bytes = delta_token_bytes(t, id, &len);
+    char *piece = piece_at(s, &room);
+    if (len)
+        n = delta_detok_push(&s->detok, bytes, len, piece, room);
+    return release(s, piece, n, added && n == len ? (int64_t)id : -1);
+}
+
+static void finish(delta_session *s, enum delta_finish reason, uint32_t stop,
+                   const delta_error *error)
+{
+    if (s->generating && reason != DELTA_FINISH_STOP_STRING && release_rest_of_character(s) < 0) {
+        const size_t held = de_stop_flush(&s->stop, text_at(s));
+        push_text(s, text_at(s), held, -1);
+        s->text_used += held;
+    }
+    if (s->work_ns)
+        s->prefill_ns += de_now_ns() - s->work_ns;
+    delta_event *v = push_event(s, DELTA_EVENT_FINISHED);
+    v->finished.reason = reason;
+    v->finished.stop = stop;
+    v->finished.n_prompt = s->generating ? s->n_prompt : s->n;
+    v->finished.n_generated = s->generating ? s->n_generated : 0;
+    v->finished.n_cached = s->turn_cached;
+    v->finished.prefill_ns = s->prefill_ns;
+    v->finished.decode_ns = s->generating ? s->last_ns - s->first_ns : 0;
+    if (error)
+        v->finished.error = *error;
+    s->generating = false;
+    s->in_turn = false;
+    s->work_ns = 0;
+    s->waited = 0;
+}
+
+/* Drops what was appended and not computed; a sampled token stays. */
+static void drop_pending(delta_session *s)
+{
+    const uint32_t n = s->computed > s->sampled_end ? s->computed : s->sampled_end;
+    for (uint32_t i = n + 1; i <= s->n; i++)
+        s->cuts[i / 8] &= (uint8_t) ~(1u << (i % 8));
+    s->n = n;
+    s->appended_end = n < s->appended_end ? 0 : s->appended_end;
+}
+
+static void finish_cancelled(delta_session *s)
+{
+    const uint32_t before = s->n;
+    drop_pending(s);
+    if (s->generating && s->n_prompt > s->n)
+        s->n_prompt = s->n;
+    if (s->n != before)
+        s->has_logits = false;
+    finish(s, DELTA_FINISH_CANCELLED, 0, NULL);
+}
+
+/* ---- plan and batch ---- */
+
+/* Rows of s up to where a cut must be: the end of an append. */
+static uint32_t segment(const delta_session *s)
+{
+    uint32_t end = s->computed + 1;
+    while (end < s->n && !(s->cuts[end / 8] >> (end % 8) & 1))
+        end++;
+    return end - s->computed;
+}
+
+static uint32_t plan(delta_engine *e)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < e->info.max_sessions; i++) {
+        delta_session *s = e->by_slot[i];
+        if (!s || s->paused || !de_session_has_work(s) || s->computed == s->n)
+            continue;
+        e->of_item[n] = s;
+        e->items[n++] = (de_plan_item){ .start = s->computed,
+                                        .segment = segment(s),
+                                        .remaining = s->n - s->computed,
+                                        .waited = s->waited };
+    }
+    const uint32_t chosen = de_plan(e->items, n, e->step_tokens, DE_CHUNK, e->order);
+    for (uint32_t i = 0; i < n; i++)
+        e->of_item[i]->waited = e->items[i].ret_rows ? 0 : e->of_item[i]->waited + 1;
+    return chosen;
+}
+
+static void fill_batch(delta_engine *e, uint32_t n_seqs, uint64_t now, de_batch *ret_batch)
+{
+    uint32_t row = 0, out = 0;
+    for (uint32_t i = 0; i < n_seqs; i++) {
+        const uint32_t rows = e->items[e->order[i]].ret_rows;
+        delta_session *s = e->of_item[e->order[i]];
+        const bool ends = s->computed + rows == s->n;
+        e->seqs[i] = (de_batch_seq){ .row = row,
+                                     .n_rows = rows,
+                                     .start = s->computed,
+                                     .pages = s->pages,
+                                     .slot = s->slot,
+                                     .first_out = out,
+                                     .n_out = ends ? 1 : 0 };
+        memcpy(e->row_tokens + row, s->tokens + s->computed, rows * sizeof *e->row_tokens);
+        for (uint32_t k = 0; k < rows; k++)
+            for (int axis = 0; axis < 3; axis++)
+                e->row_pos[row + k][axis] = s->computed + k;
+        row += rows;
+        out += ends ? 1 : 0;
+        if (s->work_ns == 0 && s->n_generated == 0)
+            s->work_ns = now;
+    }
+    *ret_batch = (de_batch){ .n_rows = row,
+                             .n_seqs = n_seqs,
+                             .n_out = out,
+                             .tokens = e->row_tokens,
+                             .pos = (const uint32_t(*)[3])e->row_pos,
+                             .seqs = e->seqs };
+}
+
+/* ---- after the forward ---- */
+
+static bool is_stop_id(const delta_session *s, uint32_t id)
+{
+    for (uint32_t i = 0; i < s->n_stop_ids; i++)
+        if (s->stop_ids[i] == id)
+            return true;
+    return false;
+}
+
+/* One token from the logits of the last one, which are changed. */
+static void sample(delta_session *s, float *logits)
+{
+    delta_engine *e = s->engine;
+    delta_top_logprob *top = e->top + (size_t)s->slot * DELTA_MAX_TOP_LOGPROBS;
+    de_top found[DELTA_MAX_TOP_LOGPROBS];
+    de_drawn d;
+    delta_error error = { 0 };
+    const bool barred = s->n_generated < s->min_tokens;
+    s->has_logits = false;
+    int r = de_sample(&s->sampler, &e->mask, logits, s->stop_ids, barred ? s->n_stop_ids : 0, s->n,
+                      &e->scratch, &d, found, &error);
+    if (r < 0) {
+        finish(s, DELTA_FINISH_ERROR, 0, &error);
+        return;
+    }
+    const uint64_t now = de_now_ns();
+    if (s->n_generated == 0) {
+        s->prefill_ns += s->work_ns ? now - s->work_ns : 0;
+        s->work_ns = 0;
+        s->first_ns = now;
+    }
+    s->last_ns = now;
+    s->tokens[s->n++] = d.id;
+    s->sampled_end = s->n;
+    s->n_generated++;
+    e->stats.decode_tokens++;
+    for (uint32_t i = 0; i < d.n_top; i++)
+        top[i] = (delta_top_logprob){ found[i].id, found[i].logprob };
+    delta_event *v = push_event(s, DELTA_EVENT_TOKEN);
+    v->token.id = d.id;
+    v->token.logprob = d.logprob;
+    v->token.top = top;
+    v->token.n_top = d.n_top;
+
+    if (is_stop_id(s, d.id)) {
+        finish(s, DELTA_FINISH_STOP_ID, d.id, NULL);
+        return;
+    }
+    const int match = release_token(s, d.id);
+    if (match >= 0)
+        finish(s, DELTA_FINISH_STOP_STRING, (uint32_t)match, NULL);
+    else if (s->n_generated == s->max_tokens)
+        finish(s, DELTA_FINISH_LENGTH, 0, NULL);
+}
+
+/* The state of s now holds `rows` tokens more. */
+static void advance(delta_session *s, uint32_t rows, float *logits, uint64_t now)
+{
+    delta_engine *e = s->engine;
+    const bool prefill = s->computed < s->appended_end;
+    s->computed += rows;
+    if (prefill) {
+        delta_event *v = push_event(s, DELTA_EVENT_PREFILL);
+        const uint32_t done = s->computed > s->appended_from ? s->computed - s->appended_from : 0;
+        v->prefill.done = done;
+        v->prefill.total = s->appended_end - s->appended_from;
+        e->stats.prefill_tokens += rows;
+    }
+    if (s->computed < s->n)
+        return;
+    if (s->generating && !s->paused && !atomic_load(&s->cancel)) {
+        sample(s, logits);
+        return;
+    }
+    memcpy(s->saved_logits, logits, (size_t)e->info.n_vocab * sizeof *logits);
+    s->has_logits = true;
+    if (!s->generating && s->work_ns) { /* the turn's prefill is done; what follows is not its */
+        s->prefill_ns += now - s->work_ns;
+        s->work_ns = 0;
+    }
+}
+
+static void finish_cancelled_sessions(delta_engine *e)
+{
+    for (uint32_t i = 0; i < e->info.max_sessions; i++) {
+        delta_session *s = e->by_slot[i];
+        if (s && de_session_has_work(s) && atomic_exchange(&s->cancel, false))
+            finish_cancelled(s);
+    }
+}
+
+int delta_step(delta_engine *e, const delta_event **ret_events, size_t *ret_n, delta_error *err)
+{
+    if (e->fault.code)
+        return delta_fail(err, e->fault.code, "%s", e->fault.text);
+    const uint64_t start = de_now_ns();
+    e->n_events = 0;
+    for (uint32_t i = 0; i < e->info.max_sessions; i++)
+        if (e->by_slot[i])
+            e->by_slot[i]->text_used = 0;
+    finish_cancelled_sessions(e);
+
+    /* Logits that were saved need no forward. */
+    bool worked = false;
+    for (uint32_t i = 0; i < e->info.max_sessions; i++) {
+        delta_session *s = e->by_slot[i];
+        if (s && s->generating && s->has_logits && !s->paused) {
+            sample(s, s->saved_logits);
+            worked = true;
+        }
+    }
+    /* Those have had their token of this step: their rows are of the next one. */
+    const uint32_t n_seqs = worked ? 0 : plan(e);
+    de_batch batch = { 0 };
+    if (n_seqs) {
+        fill_batch(e, n_seqs, start, &batch);
+        int r = de_forward(e->model, &batch, e->logits, NULL, &e->fault);
+        if (r < 0) {
+            e->fault.code = r;
+            return delta_fail(err, r, "%s", e->fault.text);
+        }
+        const uint64_t now = de_now_ns();
+        for (uint32_t i = 0; i < n_seqs; i++)
+            advance(e->of_item[e->order[i]], e->seqs[i].n_rows,
+                    e->logits + (size_t)e->seqs[i].first_out * e->info.n_vocab, now);
+        finish_cancelled_sessions(e);
+        worked = true;
+    }
+    if (worked) {
+        e->stats.steps++;
+        e->stats.step_ns += de_now_ns() - start;
+        e->stats.rows_running = batch.n_rows;
+    }
+    *ret_events = e->events;
+    *ret_n = e->n_events;
+    return 0;
+}

@@ -1,0 +1,65 @@
+/* plan.c -- see plan.h. */
+#include "sched/plan.h"
+
+#include <stdbool.h>
+
+/* Smaller goes first. */
+static int64_t rank(const de_plan_item *i, uint32_t budget)
+{
+    return (int64_t)i->remaining - (int64_t)i->waited * budget;
+}
+
+static bool is_urgent(const de_plan_item *i)
+{
+    return i->remaining == 1 || i->waited >= DE_PLAN_PATIENCE;
+}
+
+static bool goes_before(const de_plan_item *items, uint32_t a, uint32_t b, uint32_t budget)
+{
+    const bool a_first = is_urgent(&items[a]), b_first = is_urgent(&items[b]);
+    if (a_first != b_first)
+        return a_first;
+    const int64_t ra = rank(&items[a], budget), rb = rank(&items[b], budget);
+    return ra != rb ? ra < rb : a < b;
+}
+
+/* Shell sort: at most a thousand entries, no memory of its own. */
+static void sort(const de_plan_item *items, uint32_t *order, uint32_t n, uint32_t budget)
+{
+    static const uint32_t gaps[] = { 701, 301, 132, 57, 23, 10, 4, 1 };
+    for (uint32_t g = 0; g < sizeof gaps / sizeof *gaps; g++) {
+        const uint32_t gap = gaps[g];
+        for (uint32_t i = gap; i < n; i++) {
+            const uint32_t v = order[i];
+            uint32_t j = i;
+            for (; j >= gap && goes_before(items, v, order[j - gap], budget); j -= gap)
+                order[j] = order[j - gap];
+            order[j] = v;
+        }
+    }
+}
+
+/* The most rows of an item that fit into `left`, cut where it may be cut. */
+static uint32_t fit(const de_plan_item *i, uint32_t left, uint32_t cut)
+{
+    if (i->segment <= left)
+        return i->segment;
+    const uint64_t end = ((uint64_t)i->start + left) / cut * cut;
+    return end > i->start ? (uint32_t)(end - i->start) : 0;
+}
+
+uint32_t de_plan(de_plan_item *items, uint32_t n, uint32_t budget, uint32_t cut, uint32_t *order)
+{
+    for (uint32_t i = 0; i < n; i++)
+        order[i] = i;
+    sort(items, order, n, budget);
+    uint32_t left = budget, kept = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        de_plan_item *item = &items[order[i]];
+        item->ret_rows = fit(item, left, cut);
+        left -= item->ret_rows;
+        if (item->ret_rows)
+            order[kept++] = order[i];
+    }
+    return kept;
+}
