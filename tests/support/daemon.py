@@ -69,6 +69,7 @@ class Daemon:
         self.socket, self.ttrpc = self.folder / "grpc.sock", self.folder / "ttrpc.sock"
         self.log_path = self.folder / f"log.{id(self)}"
         self.address = f"unix://{self.socket}"
+        options = {section: dict(keys) for section, keys in options.items()}
         options.setdefault("model", {}).setdefault("path", model)
         server = options.setdefault("server", {})
         server.setdefault("socket", self.socket)
