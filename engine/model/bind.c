@@ -27,11 +27,11 @@ typedef struct binder {
     int code;       /* of the error: EUNSUPPORTED if one of the faults says so, else EFORMAT */
     de_text report; /* the faults, each with a newline */
     uint32_t n_int8;
-    uint32_t group; /* of the INT8 linears so far, see note_group() */
-    bool mixed;
+    uint32_t n_whole, n_rows; /* of n_int8: with one scale in all, one scale a row */
+    uint32_t group;           /* columns of a scale where a row has several; 0: none yet */
+    uint32_t rows_in;         /* columns where a row has one scale; 0: none yet */
+    bool groups_differ, rows_differ;
 } binder;
-
-enum { GROUP_NONE_YET = 0xFFFFFFFFu, GROUP_TENSOR = 0xFFFFFFFEu, GROUP_ROW = 0 };
 
 static const char *const prefixes[] = { "model.language_model.", "language_model.model.",
                                         "model." };
@@ -152,13 +152,25 @@ typedef struct packed {
     bool whole;                     /* one scale for the whole matrix */
 } packed;
 
-static void note_group(binder *b, const packed *p)
+static void note(uint32_t *value, bool *differ, uint32_t v)
 {
-    const uint32_t g = p->whole ? GROUP_TENSOR : p->scales == 1 ? GROUP_ROW : p->in / p->scales;
-    if (b->group != GROUP_NONE_YET && b->group != g)
-        b->mixed = true;
-    b->group = g;
+    if (*value && *value != v)
+        *differ = true;
+    *value = v;
+}
+
+/* For the name of the quantization, see name_quantization(). */
+static void note_scales(binder *b, const packed *p)
+{
     b->n_int8++;
+    if (p->whole) {
+        b->n_whole++;
+    } else if (p->scales == 1) {
+        b->n_rows++;
+        note(&b->rows_in, &b->rows_differ, p->in);
+    } else {
+        note(&b->group, &b->groups_differ, p->in / p->scales);
+    }
 }
 
 /* weight_shape is data: {out, in}; of stacked matrices also {E, out, in}, or {out, in} E times. */
@@ -195,16 +207,16 @@ static packed bind_packed(binder *b, const char *module, uint32_t n_stacked, uin
     const uint32_t rank = n_stacked ? 3 : 2, words = in / 4 + (in % 4 != 0);
     const uint64_t dims3[3] = { n_stacked, out, words }, *dims = n_stacked ? dims3 : dims3 + 1;
     check_weight_shape(b, module, n_stacked, out, in);
+    join(name, module, ".weight_scale");
+    const de_tensor *s = find(b, name);
+    if (!s)
+        fault(b, DELTA_EFORMAT, "%s is missing", name);
     join(name, module, ".weight_packed");
     const de_tensor *t = find(b, name);
     if (!t) {
         fault(b, DELTA_EFORMAT, "%s is missing", name);
         return none;
     }
-    join(name, module, ".weight_scale");
-    const de_tensor *s = find(b, name);
-    if (!s)
-        fault(b, DELTA_EFORMAT, "%s is missing", name);
     if (t->dtype != DE_I32) {
         fault(b, DELTA_EFORMAT, "%s is %s, expected I32", t->name, de_dtype_name(t->dtype));
         return none;
@@ -226,7 +238,7 @@ static packed bind_packed(binder *b, const char *module, uint32_t n_stacked, uin
         shape_text(have, s->dims, s->rank);
         fault(b, DELTA_EFORMAT,
               "%s is %s [%s], expected BF16, F16 or F32 [%u,1], [%u,groups that divide %u] or [1]",
-              name, de_dtype_name(s->dtype), have, out, out, in);
+              s->name, de_dtype_name(s->dtype), have, out, out, in);
         return none;
     }
     packed p = { .weight = ref_of(t),
@@ -235,7 +247,7 @@ static packed bind_packed(binder *b, const char *module, uint32_t n_stacked, uin
                  .row_bytes = words * 4,
                  .scales = (uint32_t)n,
                  .whole = whole };
-    note_group(b, &p);
+    note_scales(b, &p);
     b->b->n_parameters += (uint64_t)(n_stacked ? n_stacked : 1) * out * in;
     return p;
 }
@@ -457,14 +469,15 @@ static void name_quantization(binder *b)
     const enum de_dtype d = b->b->embed.weight.dtype;
     if (b->n_int8 == 0)
         (void)snprintf(to, n, "%s", d == DE_F32 ? "f32" : d == DE_F16 ? "f16" : "bf16");
-    else if (b->mixed)
-        (void)snprintf(to, n, "int8 mixed");
-    else if (b->group == GROUP_TENSOR)
+    else if (b->n_whole == b->n_int8)
         (void)snprintf(to, n, "int8 tensor");
-    else if (b->group == GROUP_ROW)
+    else if (b->n_rows == b->n_int8)
         (void)snprintf(to, n, "int8 channel");
+    else if (b->n_whole == 0 && !b->groups_differ &&
+             (b->n_rows == 0 || (!b->rows_differ && b->rows_in == b->group)))
+        (void)snprintf(to, n, "int8 group %u", b->group); /* a row of one group has one scale */
     else
-        (void)snprintf(to, n, "int8 group %u", b->group);
+        (void)snprintf(to, n, "int8 mixed");
 }
 
 /* ---- the whole */
@@ -538,7 +551,7 @@ static bool make_table(binder *b)
 int de_bind_report(const de_weights *w, const de_shape *shape, de_binding **ret_b,
                    char **ret_report, delta_error *err)
 {
-    binder b = { .w = w, .shape = shape, .group = GROUP_NONE_YET };
+    binder b = { .w = w, .shape = shape };
     int r = 0;
     if (!make_table(&b)) {
         r = delta_fail(err, DELTA_ENOMEM, "table of the weights");
