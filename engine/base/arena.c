@@ -29,7 +29,7 @@ void de_arena_done(de_arena *a)
 
 void *de_arena_alloc(de_arena *a, size_t size)
 {
-    if (size > SIZE_MAX - HEAD - ALIGN || size > a->limit || a->used > a->limit - size)
+    if (size > PTRDIFF_MAX - HEAD - ALIGN || size > a->limit || a->used > a->limit - size)
         return NULL;
     size_t need = (size + ALIGN - 1) / ALIGN * ALIGN;
     if (need == 0)
