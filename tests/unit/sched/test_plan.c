@@ -1,0 +1,110 @@
+/* The planner against its promises: budget, order, places of cuts, nobody waits for ever. */
+#include "support/tap.h"
+
+#include "sched/plan.h"
+
+enum { CUT = 64 };
+
+static de_plan_item item(uint32_t start, uint32_t remaining, uint32_t waited)
+{
+    return (de_plan_item){
+        .start = start, .segment = remaining, .remaining = remaining, .waited = waited
+    };
+}
+
+TEST(plan_puts_decode_rows_before_prefill)
+{
+    de_plan_item items[] = { item(0, 1000, 3), item(70, 1, 0), item(500, 1, 0) };
+    uint32_t order[3];
+    CHECK_EQ(de_plan(items, 3, 256, CUT, order), 3);
+    CHECK_EQ(order[0], 1);
+    CHECK_EQ(order[1], 2);
+    CHECK_EQ(order[2], 0);
+    CHECK_EQ(items[0].ret_rows, 192); /* 254 rows are left: cut at 192 */
+}
+
+TEST(plan_cuts_at_absolute_multiples_when_start_is_odd)
+{
+    de_plan_item items[] = { item(70, 500, 0) };
+    uint32_t order[1];
+    CHECK_EQ(de_plan(items, 1, 100, CUT, order), 1);
+    CHECK_EQ(items[0].ret_rows, 128 - 70);
+    items[0].segment = 20; /* an append ends there */
+    CHECK_EQ(de_plan(items, 1, 100, CUT, order), 1);
+    CHECK_EQ(items[0].ret_rows, 20);
+}
+
+TEST(plan_gives_nothing_rather_than_a_piece_that_depends_on_load)
+{
+    de_plan_item items[] = { item(0, 40, 0), item(0, 100, 0) };
+    uint32_t order[2];
+    CHECK_EQ(de_plan(items, 2, 64, CUT, order), 1);
+    CHECK_EQ(items[0].ret_rows, 40);
+    CHECK_EQ(items[1].ret_rows, 0);
+}
+
+TEST(plan_takes_the_shortest_first_until_the_longest_has_waited)
+{
+    de_plan_item items[] = { item(0, 640, 0), item(0, 128, 0) };
+    uint32_t order[2];
+    CHECK_EQ(de_plan(items, 2, 128, CUT, order), 1);
+    CHECK_EQ(order[0], 1);
+    items[0].waited = 5;
+    CHECK_EQ(de_plan(items, 2, 128, CUT, order), 1);
+    CHECK_EQ(order[0], 0);
+}
+
+TEST(plan_lets_a_patient_prefill_pass_more_streams_than_rows)
+{
+    de_plan_item items[101];
+    uint32_t order[101];
+    for (uint32_t i = 0; i < 100; i++)
+        items[i] = item(200 + i, 1, 0);
+    items[100] = item(0, 64, DE_PLAN_PATIENCE - 1);
+    CHECK_EQ(de_plan(items, 101, 64, CUT, order), 64);
+    CHECK_EQ(items[100].ret_rows, 0);
+    items[100].waited++;
+    CHECK_EQ(de_plan(items, 101, 64, CUT, order), 1);
+    CHECK_EQ(order[0], 100);
+}
+
+/* Random loads with new short prompts all the time: each step keeps the rules, and each prefill
+ * ends within a bound. */
+TEST(plan_keeps_its_rules_and_starves_nobody_in_random_loads)
+{
+    enum { N = 40, STEPS = 20000 };
+    de_plan_item items[N];
+    uint32_t order[N], age[N], worst = 0;
+    uint64_t x = 88172645463325252u;
+    for (uint32_t i = 0; i < N; i++) {
+        items[i] = item(0, 1, 0);
+        age[i] = 0;
+    }
+    for (int step = 0; step < STEPS; step++) {
+        const uint32_t budget = 128;
+        const uint32_t n = de_plan(items, N, budget, CUT, order);
+        uint32_t sum = 0;
+        REQUIRE(n > 0);
+        for (uint32_t i = 0; i < n; i++)
+            sum += items[order[i]].ret_rows;
+        REQUIRE(sum <= budget);
+        for (uint32_t i = 0; i < N; i++) {
+            de_plan_item *it = &items[i];
+            const uint32_t end = it->start + it->ret_rows;
+            REQUIRE(it->ret_rows == 0 || it->ret_rows == it->segment || end % CUT == 0);
+            it->waited = it->ret_rows ? 0 : it->waited + 1;
+            it->start = end;
+            it->remaining -= it->ret_rows;
+            age[i]++;
+            if (it->remaining == 0) {
+                worst = age[i] > worst ? age[i] : worst;
+                age[i] = 0;
+                x ^= x << 13, x ^= x >> 7, x ^= x << 17;
+                it->remaining = i == 0 ? 4096 : i % 3 ? 1 : 1 + (uint32_t)(x % 200);
+            }
+            it->segment = it->remaining;
+        }
+    }
+    /* 4096 tokens are 64 pieces, each waiting at most a few dozen steps. */
+    CHECK(worst < 64 * 40);
+}
