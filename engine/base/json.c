@@ -148,8 +148,6 @@ static int read_escape(const parser *p, size_t *at, size_t end, char *out, size_
     if (end - i < 4 || hex4(p->text + i, &u) < 0)
         return fail_at(p, *at, "\\u needs four hex digits");
     i += 4;
-    if (u == 0)
-        return fail_at(p, *at, "\\u0000 is not accepted");
     if (u >= 0xDC00 && u <= 0xDFFF)
         return fail_at(p, *at, "lone surrogate");
     if (u >= 0xD800 && u <= 0xDBFF) {
@@ -360,9 +358,12 @@ static int read_name(parser *p, de_json *v)
     if (p->at >= p->len || p->text[p->at] != '"')
         return fail_at(p, p->at, "expected a name in quotes");
     p->at++;
+    const size_t at = p->at;
     int r = read_string(p, &v->key, &v->key_len);
     if (r < 0)
         return r;
+    if (memchr(v->key, 0, v->key_len))
+        return fail_at(p, at, "\\u0000 in a name");
     skip_blanks(p);
     if (p->at >= p->len || p->text[p->at] != ':')
         return fail_at(p, p->at, "expected ':'");

@@ -6,7 +6,8 @@
  *
  * Accepted is RFC 8259 and nothing else: no comments, no trailing commas, no
  * control characters in strings, no lone surrogates, valid UTF-8 only, no NUL
- * bytes ("\u0000" is refused: C strings), no duplicate keys, depth <= 64.
+ * bytes in the text, no duplicate keys, depth <= 64. "\u0000" may stand in a
+ * value, whose length is n; a key with it is refused.
  *
  * Threads    a tree is immutable: any thread. */
 #ifndef DE_JSON_H

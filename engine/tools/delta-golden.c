@@ -95,19 +95,6 @@ static double relative(const float *a, const float *b, size_t n)
 
 /* ---- files */
 
-/* The strict reader takes no \u0000, which decoded random tokens may hold: they become U+FFFD. */
-static void replace_nul(char *s)
-{
-    for (; *s; s++) {
-        if (*s != '\\')
-            continue;
-        if (strncmp(s, "\\u0000", 6) == 0)
-            memcpy(s + 2, "FFFD", 4);
-        if (s[1])
-            s++; /* an escaped backslash begins no escape */
-    }
-}
-
 static int document_open(const char *dir, const char *name, document *d, delta_error *err)
 {
     char *path = de_path_join(dir, name);
@@ -116,10 +103,8 @@ static int document_open(const char *dir, const char *name, document *d, delta_e
     d->root = NULL;
     de_arena_init(&d->arena, 1u << 30);
     int r = path ? de_file_read(path, 256 << 20, &d->text, &len, err) : DELTA_ENOMEM;
-    if (r == 0) {
-        replace_nul(d->text);
+    if (r == 0)
         r = de_json_parse(&d->arena, d->text, len, &d->root, err);
-    }
     free(path);
     return r;
 }

@@ -121,6 +121,10 @@ INLINE v16 weight(const de_panels *w, enum de_panel_format format, size_t at)
 #endif
 }
 
+/* Chains are cut every BLOCK terms and the parts added in order: the error of a long sum falls
+ * with the root of the number of parts. */
+enum { BLOCK = 32 };
+
 INLINE void tile(const de_panels *w, enum de_panel_format format, int R, int P, const float *x,
                  size_t ldx, float *y, size_t ldy, uint32_t panel)
 {
@@ -131,28 +135,38 @@ INLINE void tile(const de_panels *w, enum de_panel_format format, int R, int P, 
         for (int p = 0; p < P; p++)
             sum[r][p] = all(0.0f);
     for (uint32_t g = 0; g < groups; g++) {
-        v16 acc[8][8];
+        v16 part[8][8];
         for (int r = 0; r < R; r++)
             for (int p = 0; p < P; p++)
-                acc[r][p] = all(0.0f);
-        const size_t k0 = (size_t)g * w->group, k1 = k0 + w->group;
-        for (size_t k = k0; k < k1; k++) {
-            v16 wk[8];
-            for (int p = 0; p < P; p++)
-                wk[p] = weight(w, format, (((size_t)panel + (size_t)p) * in + k) * DE_PANEL);
-            for (int r = 0; r < R; r++) {
-                const v16 xk = all(x[(size_t)r * ldx + k]);
+                part[r][p] = all(0.0f);
+        const size_t end = ((size_t)g + 1) * w->group;
+        for (size_t k0 = (size_t)g * w->group; k0 < end; k0 += BLOCK) {
+            const size_t k1 = k0 + BLOCK < end ? k0 + BLOCK : end;
+            v16 acc[8][8];
+            for (int r = 0; r < R; r++)
                 for (int p = 0; p < P; p++)
-                    acc[r][p] = fma16(xk, wk[p], acc[r][p]);
+                    acc[r][p] = all(0.0f);
+            for (size_t k = k0; k < k1; k++) {
+                v16 wk[8];
+                for (int p = 0; p < P; p++)
+                    wk[p] = weight(w, format, (((size_t)panel + (size_t)p) * in + k) * DE_PANEL);
+                for (int r = 0; r < R; r++) {
+                    const v16 xk = all(x[(size_t)r * ldx + k]);
+                    for (int p = 0; p < P; p++)
+                        acc[r][p] = fma16(xk, wk[p], acc[r][p]);
+                }
             }
+            for (int r = 0; r < R; r++)
+                for (int p = 0; p < P; p++)
+                    part[r][p] = part[r][p] + acc[r][p];
         }
         for (int r = 0; r < R; r++)
             for (int p = 0; p < P; p++) {
                 if (format == DE_PANEL_INT8) {
                     const size_t at = (((size_t)panel + (size_t)p) * groups + g) * DE_PANEL;
-                    sum[r][p] = fma16(load(w->scale + at), acc[r][p], sum[r][p]);
+                    sum[r][p] = fma16(load(w->scale + at), part[r][p], sum[r][p]);
                 } else {
-                    sum[r][p] = acc[r][p];
+                    sum[r][p] = part[r][p];
                 }
             }
     }
