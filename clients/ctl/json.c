@@ -112,7 +112,8 @@ static void put_value(de_text *t, const ProtobufCFieldDescriptor *f, const void 
         break;
     }
     case PROTOBUF_C_TYPE_BYTES:
-        put_base64(t, ((const ProtobufCBinaryData *)v)->data, ((const ProtobufCBinaryData *)v)->len);
+        put_base64(t, ((const ProtobufCBinaryData *)v)->data,
+                   ((const ProtobufCBinaryData *)v)->len);
         break;
     case PROTOBUF_C_TYPE_MESSAGE:
         put_message(t, *(ProtobufCMessage *const *)v);
@@ -270,7 +271,9 @@ static int read_calls(ctl *c, const char *path, const de_json *calls, Deltad__V1
         if (id)
             call->id = id;
         char *text = string_of(arguments);
-        call->arguments_json = text ? text : arguments ? json_text(c, arguments) : ctl_strdup(c, "{}");
+        call->arguments_json = text        ? text
+                               : arguments ? json_text(c, arguments)
+                                           : ctl_strdup(c, "{}");
         m->tool_calls[m->n_tool_calls++] = call;
     }
     return 0;

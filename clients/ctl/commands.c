@@ -1,0 +1,323 @@
+/* commands.c -- everything of deltactl but chat. */
+#include "ctl.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+static void print_text(const char *s)
+{
+    const size_t n = strlen(s);
+    (void)fwrite(s, 1, n, stdout);
+    if (n == 0 || s[n - 1] != '\n')
+        (void)fputc('\n', stdout);
+}
+
+int ctl_generate(ctl *c, int argc, char **argv)
+{
+    ctl_generation g = { 0 };
+    ctl_generation_init(&g);
+    char *prompt = NULL;
+    int code = 0;
+    for (int i = 1; i < argc && code == 0; i++) {
+        if ((strcmp(argv[i], "-p") == 0 || strcmp(argv[i], "--prompt") == 0) && i + 1 < argc)
+            prompt = argv[++i];
+        else if (!ctl_generation_flag(&g, argc, argv, &i, &code))
+            code = ctl_usage("generate: unknown argument %s", argv[i]);
+    }
+    size_t n;
+    if (code == 0 && !prompt && !(prompt = ctl_read_file(c, "-", &n)))
+        code = CTL_USAGE;
+    if (code == 0)
+        code = ctl_connect(c);
+    if (code)
+        return code;
+    Deltad__V1__GenerateRequest q = DELTAD__V1__GENERATE_REQUEST__INIT;
+    q.prompt_case = DELTAD__V1__GENERATE_REQUEST__PROMPT_TEXT;
+    q.text = prompt;
+    q.sampling = &g.sampling;
+    q.stopping = &g.stopping;
+    dc_call *call;
+    dc_status st;
+    ProtobufCMessage *m;
+    int r = dc_start(c->client, DC_GENERATE, &q.base, 0, &call, &st);
+    if (r < 0)
+        return ctl_say_status(c, r, &st);
+    while ((r = dc_next(call, &deltad__v1__generate_event__descriptor, &m, &st)) > 0) {
+        const Deltad__V1__GenerateEvent *e = (const Deltad__V1__GenerateEvent *)m;
+        if (c->json)
+            ctl_print_json(m);
+        else if (e->event_case == DELTAD__V1__GENERATE_EVENT__EVENT_TEXT)
+            (void)fputs(e->text->text, stdout);
+        (void)fflush(stdout);
+        protobuf_c_message_free_unpacked(m, NULL);
+    }
+    if (!c->json)
+        (void)fputc('\n', stdout);
+    return r < 0 ? ctl_say_status(c, r, &st) : CTL_OK;
+}
+
+int ctl_render(ctl *c, int argc, char **argv)
+{
+    Deltad__V1__RenderPromptRequest q = DELTAD__V1__RENDER_PROMPT_REQUEST__INIT;
+    Deltad__V1__ChatRequest chat = DELTAD__V1__CHAT_REQUEST__INIT;
+    Deltad__V1__Reasoning reasoning = DELTAD__V1__REASONING__INIT;
+    Deltad__V1__Message *own[2], **messages = NULL;
+    const char *prompt = NULL, *system = NULL;
+    size_t n = 0, n_own = 0;
+    int code = 0;
+    for (int i = 1; i < argc && code == 0; i++) {
+        const char *value = i + 1 < argc ? argv[i + 1] : NULL;
+        if (strcmp(argv[i], "--no-think") == 0) {
+            reasoning.mode = DELTAD__V1__REASONING__MODE__MODE_OFF;
+            continue;
+        }
+        if (!value)
+            code = ctl_usage("render: %s needs a value, or is unknown", argv[i]);
+        else if (strcmp(argv[i], "-p") == 0 || strcmp(argv[i], "--prompt") == 0)
+            prompt = value;
+        else if (strcmp(argv[i], "-s") == 0 || strcmp(argv[i], "--system") == 0)
+            system = value;
+        else if (strcmp(argv[i], "--messages") == 0)
+            code = ctl_read_messages(c, value, &messages, &n);
+        else if (strcmp(argv[i], "--tools") == 0)
+            code = ctl_read_tools(c, value, &chat.tools, &chat.n_tools);
+        else
+            code = ctl_usage("render: unknown argument %s", argv[i]);
+        i++;
+    }
+    if (code == 0 && !prompt && !n)
+        code = ctl_usage("render: give -p TEXT or --messages FILE");
+    if (code)
+        return code;
+    if (system)
+        own[n_own++] = ctl_message(c, DELTAD__V1__ROLE__ROLE_SYSTEM, system);
+    chat.messages = ctl_alloc(c, (n + 2) * sizeof *chat.messages);
+    for (size_t i = 0; i < n_own; i++)
+        chat.messages[chat.n_messages++] = own[i];
+    for (size_t i = 0; i < n; i++)
+        chat.messages[chat.n_messages++] = messages[i];
+    if (prompt)
+        chat.messages[chat.n_messages++] = ctl_message(c, DELTAD__V1__ROLE__ROLE_USER, prompt);
+    chat.reasoning = &reasoning;
+    q.chat = &chat;
+    ProtobufCMessage *m;
+    code = ctl_unary(c, DC_RENDER_PROMPT, &q.base, &deltad__v1__render_prompt_response__descriptor,
+                     &m);
+    if (code)
+        return code;
+    if (c->json)
+        ctl_print_json(m);
+    else
+        (void)fputs(((Deltad__V1__RenderPromptResponse *)m)->text, stdout);
+    protobuf_c_message_free_unpacked(m, NULL);
+    return CTL_OK;
+}
+
+int ctl_parse(ctl *c, int argc, char **argv)
+{
+    Deltad__V1__ParseOutputRequest q = DELTAD__V1__PARSE_OUTPUT_REQUEST__INIT;
+    const char *file = "-";
+    int code = 0;
+    q.thinking = true;
+    for (int i = 1; i < argc && code == 0; i++) {
+        if (strcmp(argv[i], "--no-think") == 0)
+            q.thinking = false;
+        else if (strcmp(argv[i], "--cut") == 0)
+            q.cut = true;
+        else if (strcmp(argv[i], "--tools") == 0 && i + 1 < argc)
+            code = ctl_read_tools(c, argv[++i], &q.tools, &q.n_tools);
+        else if (argv[i][0] == '-' && argv[i][1])
+            code = ctl_usage("parse: unknown argument %s", argv[i]);
+        else
+            file = argv[i];
+    }
+    ProtobufCBinaryData chunk;
+    if (code == 0 && !(chunk.data = (uint8_t *)ctl_read_file(c, file, &chunk.len)))
+        code = CTL_USAGE;
+    if (code)
+        return code;
+    q.chunks = &chunk;
+    q.n_chunks = 1;
+    ProtobufCMessage *m;
+    code =
+        ctl_unary(c, DC_PARSE_OUTPUT, &q.base, &deltad__v1__parse_output_response__descriptor, &m);
+    if (code)
+        return code;
+    const Deltad__V1__ParseOutputResponse *a = (const Deltad__V1__ParseOutputResponse *)m;
+    if (c->json) {
+        ctl_print_json(m);
+    } else {
+        if (a->reasoning[0])
+            printf("reasoning: %s\n", a->reasoning);
+        if (a->content[0])
+            printf("content: %s\n", a->content);
+        for (size_t i = 0; i < a->n_calls; i++)
+            printf("call%s: %s(%s)\n",
+                   a->calls[i]->state == DELTAD__V1__TOOL_CALL_END__STATE__STATE_COMPLETE
+                       ? ""
+                       : " (cut)",
+                   a->calls[i]->name, a->calls[i]->arguments_json);
+    }
+    protobuf_c_message_free_unpacked(m, NULL);
+    return CTL_OK;
+}
+
+int ctl_tokenize(ctl *c, int argc, char **argv)
+{
+    Deltad__V1__TokenizeRequest q = DELTAD__V1__TOKENIZE_REQUEST__INIT;
+    char *text = NULL;
+    for (int i = 1; i < argc; i++) {
+        if (strcmp(argv[i], "--plain") == 0)
+            q.plain_text = true;
+        else if (!text)
+            text = argv[i];
+        else
+            return ctl_usage("tokenize: one text only; quote it");
+    }
+    size_t n;
+    if (!text && !(text = ctl_read_file(c, "-", &n)))
+        return CTL_USAGE;
+    q.text = text;
+    ProtobufCMessage *m;
+    int code = ctl_unary(c, DC_TOKENIZE, &q.base, &deltad__v1__tokenize_response__descriptor, &m);
+    if (code)
+        return code;
+    const Deltad__V1__TokenizeResponse *a = (const Deltad__V1__TokenizeResponse *)m;
+    if (c->json) {
+        ctl_print_json(m);
+    } else {
+        for (size_t i = 0; i < a->n_ids; i++)
+            printf("%s%" PRIu32, i ? " " : "", a->ids[i]);
+        puts("");
+    }
+    protobuf_c_message_free_unpacked(m, NULL);
+    return CTL_OK;
+}
+
+int ctl_detokenize(ctl *c, int argc, char **argv)
+{
+    Deltad__V1__DetokenizeRequest q = DELTAD__V1__DETOKENIZE_REQUEST__INIT;
+    q.ids = ctl_alloc(c, (size_t)argc * sizeof *q.ids);
+    for (int i = 1; i < argc; i++) {
+        uint64_t id;
+        if (strcmp(argv[i], "--skip-special") == 0)
+            q.skip_special = true;
+        else if (ctl_parse_u64(argv[i], UINT32_MAX, &id))
+            q.ids[q.n_ids++] = (uint32_t)id;
+        else
+            return ctl_usage("detokenize: %s is no token id", argv[i]);
+    }
+    ProtobufCMessage *m;
+    int code =
+        ctl_unary(c, DC_DETOKENIZE, &q.base, &deltad__v1__detokenize_response__descriptor, &m);
+    if (code)
+        return code;
+    if (c->json)
+        ctl_print_json(m);
+    else
+        print_text(((Deltad__V1__DetokenizeResponse *)m)->text);
+    protobuf_c_message_free_unpacked(m, NULL);
+    return CTL_OK;
+}
+
+int ctl_sessions(ctl *c, int argc, char **argv)
+{
+    ProtobufCMessage *m;
+    if (argc == 3 && strcmp(argv[1], "close") == 0) {
+        Deltad__V1__CloseSessionRequest q = DELTAD__V1__CLOSE_SESSION_REQUEST__INIT;
+        q.session_id = argv[2];
+        int code = ctl_unary(c, DC_CLOSE_SESSION, &q.base,
+                             &deltad__v1__close_session_response__descriptor, &m);
+        if (code == 0 && c->json)
+            ctl_print_json(m);
+        if (code == 0)
+            protobuf_c_message_free_unpacked(m, NULL);
+        return code;
+    }
+    if (argc != 1)
+        return ctl_usage("sessions: nothing, or: close ID");
+    Deltad__V1__ListSessionsRequest q = DELTAD__V1__LIST_SESSIONS_REQUEST__INIT;
+    int code = ctl_unary(c, DC_LIST_SESSIONS, &q.base,
+                         &deltad__v1__list_sessions_response__descriptor, &m);
+    if (code)
+        return code;
+    const Deltad__V1__ListSessionsResponse *a = (const Deltad__V1__ListSessionsResponse *)m;
+    if (!c->json)
+        printf("%-26s %-16s %8s %8s %8s %6s %s\n", "ID", "NAME", "TURN", "TOKENS", "IDLE", "UID",
+               "STATE");
+    for (size_t i = 0; i < a->n_sessions; i++) {
+        const Deltad__V1__Session *s = a->sessions[i];
+        if (c->json)
+            ctl_print_json(&s->base);
+        else
+            printf("%-26s %-16s %8" PRIu64 " %8" PRIu32 " %7.0fs %6" PRIu32 " %s\n", s->id, s->name,
+                   s->generation, s->n_tokens, (double)s->idle_ns * 1e-9, s->owner_uid,
+                   s->busy ? "busy" : "idle");
+    }
+    protobuf_c_message_free_unpacked(m, NULL);
+    return CTL_OK;
+}
+
+int ctl_status(ctl *c, int argc, char **argv)
+{
+    if (argc != 1)
+        return ctl_usage("status: unknown argument %s", argv[1]);
+    Deltad__V1__GetModelInfoRequest qi = DELTAD__V1__GET_MODEL_INFO_REQUEST__INIT;
+    Deltad__V1__GetStatsRequest qs = DELTAD__V1__GET_STATS_REQUEST__INIT;
+    ProtobufCMessage *mi, *ms;
+    int code =
+        ctl_unary(c, DC_GET_STATS, &qs.base, &deltad__v1__get_stats_response__descriptor, &ms);
+    if (code)
+        return code;
+    code = ctl_unary(c, DC_GET_MODEL_INFO, &qi.base,
+                     &deltad__v1__get_model_info_response__descriptor, &mi);
+    if (code) {
+        protobuf_c_message_free_unpacked(ms, NULL);
+        return code;
+    }
+    const Deltad__V1__GetModelInfoResponse *i = (const Deltad__V1__GetModelInfoResponse *)mi;
+    const Deltad__V1__GetStatsResponse *s = (const Deltad__V1__GetStatsResponse *)ms;
+    if (c->json) {
+        ctl_print_json(mi);
+        ctl_print_json(ms);
+    } else {
+        printf("deltad %s, up %.0f s\n", i->version, (double)s->uptime_ns * 1e-9);
+        printf("model     %s on %s, %s, %.1f M parameters, context %" PRIu32 "\n", i->name,
+               i->backend, i->quantization, (double)i->n_parameters * 1e-6, i->ctx_max);
+        printf("layers    %" PRIu32 " DeltaNet + %" PRIu32 " attention, %" PRIu32
+               " experts, %" PRIu32 " a token\n",
+               i->n_gdn_layers, i->n_attention_layers, i->n_experts, i->n_experts_per_token);
+        printf("memory    weights %.1f MB, KV %.1f MB, state %.1f MB, workspace %.1f MB\n",
+               (double)i->weights_bytes * 1e-6, (double)i->kv_bytes * 1e-6,
+               (double)i->state_bytes * 1e-6, (double)i->workspace_bytes * 1e-6);
+        printf("requests  %" PRIu32 " running, %" PRIu32 " queued, %" PRIu64 " so far (%" PRIu64
+               " cancelled, %" PRIu64 " failed)\n",
+               s->requests_running, s->requests_queued, s->requests_total, s->requests_cancelled,
+               s->requests_failed);
+        printf("slots     %" PRIu32 " of %" PRIu32 " used, pages %" PRIu64 " of %" PRIu64
+               ", named sessions %" PRIu32 "\n",
+               s->slots_used, s->slots_total, s->pages_used, s->pages_total, s->sessions_open);
+        printf("tokens    %" PRIu64 " prompt, %" PRIu64 " completion, %" PRIu64 " steps\n",
+               s->prompt_tokens_total, s->completion_tokens_total, s->steps_total);
+    }
+    protobuf_c_message_free_unpacked(mi, NULL);
+    protobuf_c_message_free_unpacked(ms, NULL);
+    return CTL_OK;
+}
+
+int ctl_cancel(ctl *c, int argc, char **argv)
+{
+    if (argc != 2)
+        return ctl_usage("cancel: give one request id");
+    Deltad__V1__CancelRequest q = DELTAD__V1__CANCEL_REQUEST__INIT;
+    q.request_id = argv[1];
+    ProtobufCMessage *m;
+    int code = ctl_unary(c, DC_CANCEL, &q.base, &deltad__v1__cancel_response__descriptor, &m);
+    if (code)
+        return code;
+    if (c->json)
+        ctl_print_json(m);
+    protobuf_c_message_free_unpacked(m, NULL);
+    return CTL_OK;
+}
