@@ -50,6 +50,7 @@ struct conn {
     uint64_t progress_ns; /* when the peer last took something, or had nothing to take */
     call *calls;
     uint32_t n_calls;
+    size_t held_bytes; /* answers of unary calls that have not finished */
     bool is_marked, is_closed, is_failed;
 };
 
@@ -86,6 +87,12 @@ static size_t queued(const conn *c)
     return c->out_len - c->out_at;
 }
 
+/* A peer with so much to take is not listened to. */
+static bool is_choked(const conn *c)
+{
+    return queued(c) + c->held_bytes > DD_TTRPC_QUEUE_BYTES;
+}
+
 /* ---- calls ---- */
 
 static void link_call(call **list, call *k)
@@ -110,6 +117,8 @@ static void orphan(call *k)
     dd_ttrpc_server *t = k->server;
     unlink_call(k);
     k->conn->n_calls--;
+    k->conn->held_bytes -= k->held_len;
+    k->held_len = 0; /* nobody will see it */
     k->conn = NULL;
     k->is_sent_due = false;
     link_call(&t->orphans, k);
@@ -214,6 +223,7 @@ static void call_send(dd_rpc *r, uint8_t *msg, size_t len)
     k->is_sent_due = true;
     if (r->method->shape == DD_UNARY) {
         free(k->held);
+        k->conn->held_bytes += len - k->held_len;
         k->held = msg;
         k->held_len = len;
         mark(k->conn);
@@ -238,10 +248,12 @@ static void call_finish(dd_rpc *r, const dd_status *st)
     else if (c)
         respond(c, k->stream, st, (dd_bytes){ k->held, k->held_len });
     unlink_call(k);
-    if (c)
+    if (c) {
         c->n_calls--;
-    else
+        c->held_bytes -= k->held_len;
+    } else {
         (void)uv_idle_start(&k->server->turn, on_turn); /* it may have been the last one */
+    }
     free_call(k);
 }
 
@@ -284,7 +296,7 @@ static void on_poll(uv_poll_t *p, int status, int events);
 static void update_events(conn *c)
 {
     int events = UV_DISCONNECT;
-    if (queued(c) <= DD_TTRPC_QUEUE_BYTES)
+    if (!is_choked(c))
         events |= UV_READABLE;
     if (queued(c))
         events |= UV_WRITABLE;
@@ -417,7 +429,7 @@ static void take_frames(conn *c)
     dd_frame f;
     const uint8_t *payload;
     int r = 0;
-    while (!c->is_closed && !c->is_failed && queued(c) <= DD_TTRPC_QUEUE_BYTES &&
+    while (!c->is_closed && !c->is_failed && !is_choked(c) &&
            (r = dd_frame_next(&c->reader, &f, &payload)) > 0) {
         if (f.type == DD_FRAME_REQUEST)
             take_request(c, &f, payload);
@@ -433,7 +445,7 @@ static void take_frames(conn *c)
 
 static void take_bytes(conn *c)
 {
-    for (int i = 0; i < READS_AT_ONCE && !c->is_closed && queued(c) <= DD_TTRPC_QUEUE_BYTES; i++) {
+    for (int i = 0; i < READS_AT_ONCE && !c->is_closed && !is_choked(c); i++) {
         uint8_t *to = dd_frame_room(&c->reader, READ_BYTES);
         ssize_t n = to ? read(c->fd, to, READ_BYTES) : -1;
         if (to && n < 0 && (errno == EAGAIN || errno == EINTR || errno == EWOULDBLOCK))
