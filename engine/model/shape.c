@@ -148,7 +148,9 @@ static const char *rope_type(const de_json *rope)
     const de_json *t = given(rope, "rope_type");
     if (!t)
         t = given(rope, "type"); /* the older name */
-    return !t ? "default" : t->kind == DE_JSON_STRING ? t->text : "no text";
+    return !t                                                     ? "default"
+           : t->kind == DE_JSON_STRING && strlen(t->text) == t->n ? t->text
+                                                                  : "no text";
 }
 
 /* How cos and sin are stretched when the exporter does not say so itself. */

@@ -431,7 +431,7 @@ static int open_index(de_weights *w, const char *dir, const char *path, const ch
     if (r == 0 && (!map || map->kind != DE_JSON_OBJECT))
         r = delta_fail(err, DELTA_EFORMAT, "%s: no weight_map", path);
     for (const de_json *e = r == 0 ? map->child : NULL; e && r == 0; e = e->next) {
-        if (e->kind != DE_JSON_STRING) {
+        if (e->kind != DE_JSON_STRING || strlen(e->text) != e->n) { /* "\u0000" may be in it */
             r = delta_fail(err, DELTA_EFORMAT, "%s: %s names no file", path, e->key);
             break;
         }

@@ -14,7 +14,7 @@ static bool same(const de_json *a, const de_json *b, int depth)
         (a->key_len && memcmp(a->key, b->key, a->key_len) != 0))
         return false;
     if (a->kind == DE_JSON_NUMBER || a->kind == DE_JSON_STRING)
-        return strlen(a->text) == a->n && memcmp(a->text, b->text, a->n) == 0;
+        return a->text[a->n] == 0 && memcmp(a->text, b->text, a->n) == 0;
     const de_json *x = a->child, *y = b->child;
     uint32_t n = 0;
     for (; x && y; x = x->next, y = y->next, n++)

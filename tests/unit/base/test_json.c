@@ -105,7 +105,7 @@ TEST(json_refuses_the_rest)
         { BYTES("\"\\x41\"") },
         { BYTES("\"\\u12\"") },
         { BYTES("\"\\u12g4\"") },
-        { BYTES("\"\\u0000\"") },
+        { BYTES("{\"a\\u0000\":1}") },
         { BYTES("\"\\ud83d\"") },
         { BYTES("\"\\ud83dx\"") },
         { BYTES("\"\\ud83d\\u0041\"") },
@@ -139,6 +139,20 @@ TEST(json_refuses_the_rest)
         CHECK(strstr(err.text, "JSON line ") != NULL);
         de_arena_done(&arena);
     }
+}
+
+TEST(json_values_may_hold_a_nul)
+{
+    const de_json *v = parse_text("[\"a\\u0000b\"]");
+    de_text t = { 0 };
+    REQUIRE(v != NULL);
+    CHECK_MEM(v->child->text, v->child->n, "a\0b", 3);
+    CHECK_EQ(v->child->text[3], 0);
+    CHECK(!de_json_is_string(v->child, "a"));
+    de_json_write(&t, v, false);
+    CHECK_STR(t.p, "[\"a\\u0000b\"]");
+    de_text_done(&t);
+    de_arena_done(&arena);
 }
 
 TEST(json_errors_say_where)

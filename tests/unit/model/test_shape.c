@@ -265,6 +265,8 @@ TEST(shape_faults_are_named)
           "mrope_interleaved" },
         { "\"rope_type\":\"default\"", "\"rope_type\":\"llama3\"", DELTA_EUNSUPPORTED,
           "rope_type is llama3" },
+        { "\"rope_type\":\"default\"", "\"rope_type\":\"yarn\\u0000\"", DELTA_EUNSUPPORTED,
+          "rope_type is no text" },
         { "\"rope_type\":\"default\"", "\"rope_type\":\"yarn\"", DELTA_EFORMAT,
           "yarn: factor is missing" },
         { "\"rope_type\":\"default\"", "\"rope_type\":\"yarn\",\"factor\":0.5", DELTA_EFORMAT,

@@ -327,6 +327,7 @@ TEST(weights_open_checks_the_index_against_the_shards)
         { "{\"weight_map\":{\"a\":\"../1.safetensors\"}}", "outside its folder" },
         { "{\"weight_map\":{\"a\":\"/etc/passwd\"}}", "outside its folder" },
         { "{\"weight_map\":{\"a\":\"..\"}}", "outside its folder" },
+        { "{\"weight_map\":{\"a\":\"1.safetensors\\u0000x\"}}", "a names no file" },
         { "{\"weight_map\":{\"a\":\"\"}}", "outside its folder" },
         { "{\"weight_map\":{\"a\":\"1.safetensors\",\"a\":\"1.safetensors\"}}", "duplicate" },
         { "{\"weight_map\":{\"a\":\"1.safetensors\",\"b\":\"2.safetensors\"}}",
