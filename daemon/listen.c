@@ -9,7 +9,9 @@
  * not deltad, or of another user, by trying to connect. Only a socket that nobody answers is
  * replaced. What was inherited is neither checked so nor ever removed.
  *
- * When descriptors run out, accepting pauses: peers wait in the backlog, and nothing spins. */
+ * When descriptors run out, or as many connections are open as may be, accepting pauses: peers
+ * wait in the backlog, and nothing spins. What one user has too many of is closed at once, so that
+ * the others need not wait for him. */
 #include "daemon/listen.h"
 
 #include <arpa/inet.h>
@@ -274,15 +276,11 @@ static int identify(dd_listen *l, int fd, const struct sockaddr *a, dd_peer *ret
     return 0;
 }
 
-/* NULL: there is room for one more of this peer. All of TCP counts as one user. */
-static const char *is_full(dd_listen *l, const dd_peer *p)
+/* All of TCP counts as one user. */
+static bool has_too_many(dd_listen *l, const dd_peer *p)
 {
     const struct uid_count *u = count_of(l, p->uid);
-    if (l->n_now >= l->n_max)
-        return "too many connections";
-    if (u && u->n >= l->config->server.max_connections_per_uid)
-        return "too many connections of this user";
-    return NULL;
+    return u && u->n >= l->config->server.max_connections_per_uid;
 }
 
 static int admit(struct listener *k, int fd, const struct sockaddr *a)
@@ -293,13 +291,11 @@ static int admit(struct listener *k, int fd, const struct sockaddr *a)
         (void)close(fd);
         return 0; /* its fault or bad luck, not ours */
     }
-    const char *why = is_full(l, &p);
-    if (why) {
+    if (has_too_many(l, &p))
         sweep(l); /* some may have gone since the last look */
-        why = is_full(l, &p);
-    }
-    if (why) {
-        dd_log_limited(&l->refused, 2, DD_LOG_WARNING, "%s: refused: %s", p.text, why);
+    if (has_too_many(l, &p)) {
+        dd_log_limited(&l->refused, 2, DD_LOG_WARNING,
+                       "%s: refused: too many connections of this user", p.text);
         (void)close(fd);
         return 0;
     }
@@ -319,10 +315,9 @@ static void on_pause_over(uv_timer_t *t)
     poll_all(t->data);
 }
 
-static void pause_accepting(dd_listen *l, int error)
+static void pause_accepting(dd_listen *l, const char *why)
 {
-    dd_log_limited(&l->starved, 1, DD_LOG_WARNING, "accept: %s; new connections wait",
-                   strerror(error));
+    dd_log_limited(&l->starved, 1, DD_LOG_WARNING, "%s; new connections wait", why);
     for (size_t i = 0; i < l->n_listeners; i++)
         (void)uv_poll_stop(&l->listeners[i]->poll);
     (void)uv_timer_start(&l->pause, on_pause_over, PAUSE_MS, 0);
@@ -336,13 +331,19 @@ static void on_connection(uv_poll_t *poll, int status, int events)
     for (int i = 0; i < ACCEPTS_AT_ONCE; i++) {
         struct sockaddr_storage a = { 0 };
         socklen_t n = sizeof a;
+        if (k->owner->n_now >= k->owner->n_max)
+            sweep(k->owner);
+        if (k->owner->n_now >= k->owner->n_max) {
+            pause_accepting(k->owner, "as many connections as there may be");
+            return;
+        }
         int fd = accept4(k->fd, (struct sockaddr *)&a, &n, SOCK_NONBLOCK | SOCK_CLOEXEC);
         if (fd < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
             return;
         if (fd < 0 && (errno == EINTR || errno == ECONNABORTED))
             continue;
         if (fd < 0 || admit(k, fd, (struct sockaddr *)&a) < 0) {
-            pause_accepting(k->owner, errno);
+            pause_accepting(k->owner, strerror(errno));
             return;
         }
     }
@@ -432,15 +433,11 @@ static int clear_path(const struct sockaddr_un *a, delta_error *err)
 
 static int set_group(const char *path, const char *name, delta_error *err)
 {
-    char buffer[16384], *end;
+    char buffer[16384];
     struct group g, *found = NULL;
-    unsigned long gid = strtoul(name, &end, 10);
-    if (*end) {
-        if (getgrnam_r(name, &g, buffer, sizeof buffer, &found) != 0 || !found)
-            return delta_fail(err, DELTA_EINVALID, "socket_group: there is no group %s", name);
-        gid = g.gr_gid;
-    }
-    if (chown(path, (uid_t)-1, (gid_t)gid) < 0)
+    if (getgrnam_r(name, &g, buffer, sizeof buffer, &found) != 0 || !found)
+        return delta_fail(err, DELTA_EINVALID, "socket_group: there is no group %s", name);
+    if (chown(path, (uid_t)-1, g.gr_gid) < 0)
         return delta_fail(err, DELTA_EIO, "%s: group %s: %s", path, name, strerror(errno));
     return 0;
 }

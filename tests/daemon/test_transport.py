@@ -2,6 +2,7 @@
 
 The program is transport_echo_server (tests/daemon/echo), which needs no model.
 """
+import grp
 import os
 import pathlib
 import resource
@@ -9,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import unittest
 
@@ -388,12 +390,13 @@ class Starved(unittest.TestCase):
         self.assertLess(took, 1)
 
     def test_beyond_the_limit_of_connections(self):
-        d = start(wrap=("prlimit", "--nofile=1100:1100"))
+        d = start(wrap=("prlimit", "--nofile=1100:1100"),
+                  server={"max_connections_per_uid": 65536, "max_connections": 65536})
         self.addCleanup(d.stop)
         self.check(d)
 
     def test_when_descriptors_have_run_out(self):
-        d = start()
+        d = start(server={"max_connections_per_uid": 1024})
         self.addCleanup(d.stop)
         # after its start, so that the limit is not foreseen and accept fails with EMFILE
         resource.prlimit(d.process.pid, resource.RLIMIT_NOFILE, (200, 200))
@@ -449,6 +452,82 @@ class Stop(unittest.TestCase):
         self.assertEqual(unary(again.channel(), "Unary", b"b"), b"b")
         again.stop()
         d.stop()
+
+
+class Sockets(unittest.TestCase):
+    def refused(self, why, **options):
+        d = Daemon(program=ECHO, wait=False, **options)
+        d.process.wait(10)
+        self.assertIn(d.process.returncode, (1, 2), d.log)  # by the configuration, or here
+        self.assertIn(why, d.log)
+        if "folder" not in options:
+            d.stop()
+
+    def test_mode_and_group(self):
+        d = start(server={"socket_mode": "0640", "socket_group": grp.getgrgid(os.getgid())[0]})
+        st = d.socket.stat()
+        self.assertEqual((oct(st.st_mode & 0o777), st.st_gid), ("0o640", os.getgid()))
+        self.assertEqual(d.stop(), 0)
+
+    def test_what_is_refused(self):
+        self.refused("loopback", server={"listen": "0.0.0.0:0"})
+        self.refused("No such file or directory", server={"socket": "/nonexistent/a.sock"})
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder, "file")
+            path.write_text("precious")
+            self.refused("exists and is no socket", server={"socket": path})
+            self.assertEqual(path.read_text(), "precious")
+
+    def test_a_live_socket_of_another_program_is_refused(self):
+        with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as s:
+            path = pathlib.Path(folder, "x.sock")
+            s.bind(str(path))
+            s.listen(1)
+            self.refused("in use: another process serves this socket", server={"socket": path})
+            self.assertTrue(path.exists())
+
+    def test_of_instances_that_start_at_once_one_wins(self):
+        with tempfile.TemporaryDirectory() as folder:
+            stale = socket.socket(socket.AF_UNIX)
+            stale.bind(f"{folder}/grpc.sock")
+            stale.close()
+            all_ = [Daemon(program=ECHO, wait=False, folder=folder) for _ in range(6)]
+            all_[0].wait_until(lambda: sum(d.process.poll() is not None for d in all_) == 5
+                               or all(d.process.poll() is not None for d in all_))
+            time.sleep(0.2)
+            alive = [d for d in all_ if d.process.poll() is None]
+            self.assertEqual(len(alive), 1)
+            alive[0].wait_listening()
+            self.assertEqual(unary(alive[0].channel(), "Unary", b"c"), b"c")
+            for d in all_:
+                d.stop()
+
+    def test_inherited_sockets_serve_and_stay(self):
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder, "inherited.sock")
+            s = socket.socket(socket.AF_UNIX)
+            s.bind(str(path))
+            s.listen(16)
+            early = grpc.insecure_channel(f"unix://{path}")  # waits in the backlog
+            call = early.unary_unary(METHOD + "Unary").future(b"early", timeout=20)
+            shell = 'exec 3<&$FD; export LISTEN_PID=$$; exec "$@"'
+            os.set_inheritable(s.fileno(), True)
+            config = pathlib.Path(folder, "c.conf")
+            config.write_text(f"[server]\nsocket = {folder}/unused.sock\nttrpc_socket =\n")
+            p = subprocess.Popen(["bash", "-c", shell, "sh", ECHO, "--config", config],
+                                 close_fds=False, stderr=subprocess.PIPE,
+                                 env={**os.environ, "FD": str(s.fileno()), "LISTEN_FDS": "1",
+                                      "LISTEN_FDNAMES": "grpc"})
+            s.close()
+            try:
+                self.assertEqual(call.result(), b"early")
+                self.assertFalse(pathlib.Path(folder, "unused.sock").exists())
+            finally:
+                early.close()
+                p.terminate()
+                _, log = p.communicate(timeout=10)
+            self.assertEqual(p.returncode, 0, log)
+            self.assertTrue(path.exists(), "an inherited socket was removed")
 
 
 if __name__ == "__main__":
