@@ -348,6 +348,19 @@ class Faults(Base):
             s.close()
         self.assertEqual(unary(self.d.channel(), "Unary", b"a"), b"a")
 
+    def test_peers_that_answer_no_ping_are_dropped(self):
+        """As those of half-open TCP: within 25 s, whether they ever spoke HTTP/2 or not."""
+        host, port = self.d.tcp_address.split(":")
+        silent = [socket.create_connection((host, int(port))) for _ in range(4)]
+        for s in silent[:2]:
+            s.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0")
+        self.d.wait_until(lambda: stats(self.d)[2] == 5)
+        begun = time.monotonic()
+        self.d.wait_until(lambda: stats(self.d)[2] == 1, 30, "silent peers stay")
+        print(f"# silent peers dropped after {time.monotonic() - begun:.1f} s")
+        for s in silent:
+            s.close()
+
     def test_connections_are_counted_out(self):
         channels = [self.d.channel() for _ in range(20)]
         for c in channels:
