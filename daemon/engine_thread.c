@@ -1,0 +1,578 @@
+/* engine_thread.c -- see engine_thread.h.
+ *
+ * The thread: drain the mailbox, try what waits, step, tell; with nothing to do it sleeps in the
+ * mailbox for at most a second, so that the heartbeat rises. After a device fault it goes on
+ * answering, with that error, until it is told to end. */
+#include "daemon/engine_thread.h"
+
+#include <assert.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "base/bits.h"
+
+enum { WISH_RUN = 1, WISH_CANCEL = 2, WISH_PAUSE = 4, WISH_RESUME = 8, WISH_FREE = 16 };
+enum { IDLE_MS = 1000 };
+
+struct dd_timeline {
+    dd_mail mail; /* first */
+    dd_engine *engine;
+    bool keep;
+    dd_run run; /* written by the loop while no run is posted, read by the engine thread */
+    /* engine thread only */
+    delta_session *session;
+    dd_timeline *prev, *next; /* of all that have a session or wait */
+    dd_timeline *waits_next;
+    bool is_listed, is_waiting, is_running, was_told_queued;
+};
+
+typedef struct batch {
+    dd_batch link; /* first */
+    uint32_t n, cap;
+    dd_note *notes;
+    size_t len, size;
+    char *bytes; /* what the notes point to, as offsets + 1 until it is sent */
+} batch;
+
+struct dd_engine {
+    uv_async_t async;
+    dd_mailbox box;
+    pthread_t thread;
+    void (*on_note)(void *arg, const dd_note *n);
+    void *arg;
+    delta_engine_options options;
+    atomic_ullong heartbeat;
+    pthread_mutex_t stats_lock; /* guards stats */
+    delta_engine_stats stats;
+    delta_engine *engine; /* written before READY is sent */
+    /* engine thread only */
+    batch *out;
+    dd_timeline *all, *waiting;
+    uint32_t n_running;
+    bool has_room_changed;
+    delta_error fault;
+    uint64_t told_ns;
+};
+
+static uint64_t now_ns(void)
+{
+    struct timespec t;
+    (void)clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+/* ---- telling: notes gather in a batch, and go with the step that made them */
+
+/* Memory for what must not be lost: the engine waits until there is some. */
+static void *must_realloc(void *p, size_t size)
+{
+    void *q;
+    while (!(q = realloc(p, size)))
+        (void)nanosleep(&(struct timespec){ .tv_nsec = 10 * 1000 * 1000 }, NULL);
+    return q;
+}
+
+static size_t keep_bytes(batch *b, const void *data, size_t len)
+{
+    size_t at = (b->len + 15) & ~(size_t)15;
+    if (at + len + 1 > b->size) {
+        b->size = (at + len + 1) * 2;
+        b->bytes = must_realloc(b->bytes, b->size);
+    }
+    if (len)
+        memcpy(b->bytes + at, data, len);
+    b->bytes[at + len] = '\0';
+    b->len = at + len + 1;
+    return at;
+}
+
+static void tell(dd_engine *e, const dd_note *n)
+{
+    batch *b = e->out;
+    if (!b) {
+        b = e->out = must_realloc(NULL, sizeof *b);
+        memset(b, 0, sizeof *b);
+    }
+    if (b->n == b->cap) {
+        b->cap = b->cap ? b->cap * 2 : 16;
+        b->notes = must_realloc(b->notes, b->cap * sizeof *b->notes);
+    }
+    dd_note *to = &b->notes[b->n++];
+    *to = *n;
+    /* Offsets now, pointers when the bytes have stopped moving. */
+    if (n->text)
+        to->text = (const char *)(uintptr_t)(keep_bytes(b, n->text, n->len) + 1);
+    if (n->n_top)
+        to->top = (const void *)(uintptr_t)(keep_bytes(b, n->top, n->n_top * sizeof *n->top) + 1);
+}
+
+static void send_out(dd_engine *e)
+{
+    batch *b = e->out;
+    if (!b)
+        return;
+    for (uint32_t i = 0; i < b->n; i++) {
+        if (b->notes[i].text)
+            b->notes[i].text = b->bytes + (uintptr_t)b->notes[i].text - 1;
+        if (b->notes[i].n_top)
+            b->notes[i].top = (const void *)(b->bytes + (uintptr_t)b->notes[i].top - 1);
+    }
+    e->out = NULL;
+    dd_mailbox_send(&e->box, &b->link);
+}
+
+static void tell_text(dd_engine *e, enum dd_note_kind kind, const char *text, double progress)
+{
+    tell(e, &(dd_note){ .kind = kind, .text = text, .len = strlen(text), .progress = progress });
+}
+
+/* ---- timelines */
+
+static void list(dd_engine *e, dd_timeline *t)
+{
+    if (t->is_listed)
+        return;
+    t->prev = NULL;
+    t->next = e->all;
+    if (e->all)
+        e->all->prev = t;
+    e->all = t;
+    t->is_listed = true;
+}
+
+static void unlist(dd_engine *e, dd_timeline *t)
+{
+    if (!t->is_listed)
+        return;
+    if (t->prev)
+        t->prev->next = t->next;
+    else
+        e->all = t->next;
+    if (t->next)
+        t->next->prev = t->prev;
+    t->is_listed = false;
+}
+
+static void drop_session(dd_engine *e, dd_timeline *t)
+{
+    if (t->session) {
+        delta_session_free(t->session);
+        t->session = NULL;
+        e->has_room_changed = true;
+    }
+    unlist(e, t);
+}
+
+static void unwait(dd_engine *e, dd_timeline *t)
+{
+    for (dd_timeline **p = &e->waiting; *p; p = &(*p)->waits_next)
+        if (*p == t) {
+            *p = t->waits_next;
+            break;
+        }
+    t->is_waiting = false;
+}
+
+static void wait_for_room(dd_engine *e, dd_timeline *t)
+{
+    dd_timeline **p = &e->waiting;
+    uint32_t before = 0;
+    while (*p && (*p)->run.priority >= t->run.priority) {
+        p = &(*p)->waits_next;
+        before++;
+    }
+    t->waits_next = *p;
+    *p = t;
+    t->is_waiting = true;
+    tell(e, &(dd_note){ .kind = DD_NOTE_QUEUED, .run = t->run.id, .n = before });
+}
+
+/* The run's last note. The loop may free the timeline as soon as it is sent. */
+static void end_run(dd_engine *e, dd_timeline *t, dd_note n)
+{
+    n.kind = DD_NOTE_FINISHED;
+    n.run = t->run.id;
+    if (t->session) {
+        size_t len = 0;
+        const uint32_t *ids = delta_session_tokens(t->session, &len);
+        n.n_timeline = (uint32_t)len;
+        n.last_token = len ? ids[len - 1] : UINT32_MAX;
+    }
+    if (t->is_running)
+        e->n_running--;
+    t->is_running = false;
+    e->has_room_changed = true;
+    if (!t->keep)
+        drop_session(e, t);
+    tell(e, &n);
+}
+
+static void end_with_error(dd_engine *e, dd_timeline *t, const delta_error *err)
+{
+    end_run(e, t,
+            (dd_note){ .finish = DELTA_FINISH_ERROR,
+                       .error = err->code,
+                       .text = err->text,
+                       .len = strlen(err->text) });
+}
+
+/* false: no room now. */
+static bool start(dd_engine *e, dd_timeline *t)
+{
+    delta_error err = { 0 };
+    int r = 0;
+    if (e->fault.code) {
+        end_with_error(e, t, &e->fault);
+        return true;
+    }
+    if (!t->session)
+        r = delta_session_new(e->engine, t->run.ctx_tokens, t, &t->session, &err);
+    else
+        r = delta_session_reserve(t->session, t->run.ctx_tokens, &err);
+    if (r == DELTA_EBUSY)
+        return false;
+    if (t->session)
+        list(e, t);
+    if (r == 0 && t->run.n_ids)
+        r = delta_session_append(t->session, t->run.ids, t->run.n_ids, &err);
+    if (r == 0 && t->run.generate)
+        r = delta_session_generate(t->session, t->run.sampling, t->run.stopping, &err);
+    if (r < 0) {
+        err.code = r;
+        end_with_error(e, t, &err);
+        return true;
+    }
+    t->is_running = true;
+    e->n_running++;
+    tell(e, &(dd_note){ .kind = DD_NOTE_STARTED, .run = t->run.id });
+    if (!t->run.generate && !t->run.n_ids)
+        end_run(e, t, (dd_note){ .finish = DELTA_FINISH_STOP_ID });
+    return true;
+}
+
+static void try_waiting(dd_engine *e)
+{
+    while (e->waiting && e->has_room_changed) {
+        e->has_room_changed = false;
+        while (e->waiting) {
+            dd_timeline *t = e->waiting;
+            unwait(e, t); /* a run that ends at once may be freed by the loop */
+            if (!start(e, t)) {
+                t->waits_next = e->waiting;
+                e->waiting = t;
+                t->is_waiting = true;
+                break;
+            }
+        }
+    }
+}
+
+static void grant(dd_engine *e, dd_timeline *t, uint32_t wishes)
+{
+    if (wishes & WISH_FREE) {
+        drop_session(e, t);
+        free(t);
+        return;
+    }
+    if (wishes & WISH_RUN) {
+        if (wishes & WISH_CANCEL) {
+            end_run(e, t, (dd_note){ .finish = DELTA_FINISH_CANCELLED });
+            return;
+        }
+        /* Nobody overtakes those that wait, unless by priority. */
+        if ((e->waiting && e->waiting->run.priority >= t->run.priority) || !start(e, t))
+            wait_for_room(e, t);
+        return;
+    }
+    if (wishes & WISH_CANCEL) {
+        if (t->is_waiting) {
+            unwait(e, t);
+            end_run(e, t, (dd_note){ .finish = DELTA_FINISH_CANCELLED });
+            return;
+        }
+        if (t->is_running) {
+            delta_session_pause(t->session, false);
+            delta_session_cancel(t->session);
+            return;
+        }
+    }
+    if (t->is_running && (wishes & (WISH_PAUSE | WISH_RESUME)))
+        delta_session_pause(t->session, (wishes & WISH_PAUSE) != 0);
+}
+
+/* ---- the thread */
+
+static void on_event(dd_engine *e, const delta_event *v)
+{
+    dd_timeline *t = v->user;
+    dd_note n = { .run = t->run.id };
+    switch (v->kind) {
+    case DELTA_EVENT_PREFILL:
+        n.kind = DD_NOTE_PREFILL;
+        n.done = v->prefill.done;
+        n.total = v->prefill.total;
+        n.cached = v->prefill.cached;
+        tell(e, &n);
+        if (!t->run.generate && n.done == n.total && t->is_running)
+            end_run(e, t,
+                    (dd_note){ .finish = DELTA_FINISH_STOP_ID,
+                               .n_prompt = n.total,
+                               .n_cached = n.cached });
+        return;
+    case DELTA_EVENT_TOKEN:
+        n.kind = DD_NOTE_TOKEN;
+        n.id = v->token.id;
+        n.logprob = v->token.logprob;
+        n.top = v->token.top;
+        n.n_top = v->token.n_top;
+        break;
+    case DELTA_EVENT_TEXT:
+        n.kind = DD_NOTE_TEXT;
+        n.text = v->text.bytes;
+        n.len = v->text.len;
+        n.added_id = v->text.added_id;
+        break;
+    case DELTA_EVENT_FINISHED:
+        n.finish = v->finished.reason;
+        n.stop = v->finished.stop;
+        n.n_prompt = v->finished.n_prompt;
+        n.n_cached = v->finished.n_cached;
+        n.n_generated = v->finished.n_generated;
+        n.prefill_ns = v->finished.prefill_ns;
+        n.decode_ns = v->finished.decode_ns;
+        if (n.finish == DELTA_FINISH_ERROR) {
+            n.error = v->finished.error.code;
+            n.text = v->finished.error.text;
+            n.len = strlen(n.text);
+        }
+        if (t->is_running)
+            end_run(e, t, n);
+        return;
+    }
+    tell(e, &n);
+}
+
+static void on_fault(dd_engine *e, const delta_error *err)
+{
+    e->fault = *err;
+    e->fault.code = err->code ? err->code : DELTA_EDEVICE;
+    for (dd_timeline *t = e->all, *next; t; t = next) {
+        next = t->next;
+        if (t->is_running)
+            end_with_error(e, t, &e->fault);
+    }
+    e->has_room_changed = true;
+    try_waiting(e); /* each of them ends with the fault */
+    tell_text(e, DD_NOTE_FATAL, e->fault.text, 0);
+}
+
+static void on_progress(void *arg, const char *phase, uint64_t done, uint64_t total)
+{
+    dd_engine *e = arg;
+    uint64_t now = now_ns();
+    atomic_fetch_add(&e->heartbeat, 1);
+    if (now - e->told_ns < 100u * 1000 * 1000 && done != total)
+        return;
+    e->told_ns = now;
+    tell_text(e, DD_NOTE_LOAD, phase ? phase : "", total ? (double)done / (double)total : 0);
+    send_out(e);
+}
+
+static void on_engine_note(void *arg, enum delta_note_level level, const char *text)
+{
+    dd_engine *e = arg;
+    tell(e, &(dd_note){ .kind = DD_NOTE_LOG,
+                        .n = level == DELTA_NOTE_WARNING,
+                        .text = text,
+                        .len = strlen(text) });
+}
+
+static void snapshot(dd_engine *e)
+{
+    delta_engine_stats s;
+    delta_engine_stats_get(e->engine, &s);
+    (void)pthread_mutex_lock(&e->stats_lock);
+    e->stats = s;
+    (void)pthread_mutex_unlock(&e->stats_lock);
+}
+
+static void *thread_main(void *arg)
+{
+    dd_engine *e = arg;
+    delta_error err = { 0 };
+    delta_engine *engine = NULL;
+    int r = delta_engine_open(&e->options, &engine, &err);
+    if (r < 0) {
+        err.code = r;
+        on_fault(e, &err);
+    } else {
+        e->engine = engine; /* the mailbox's lock orders this before READY */
+        snapshot(e);
+        tell(e, &(dd_note){ .kind = DD_NOTE_READY });
+    }
+    send_out(e);
+    for (;;) {
+        bool idle = e->n_running == 0;
+        dd_mail *m;
+        uint32_t wishes;
+        while ((m = dd_mailbox_take(&e->box, idle ? IDLE_MS : 0, &wishes))) {
+            grant(e, (dd_timeline *)m, wishes);
+            idle = false;
+        }
+        if (dd_mailbox_is_closed(&e->box))
+            break;
+        try_waiting(e);
+        if (e->n_running && !e->fault.code) {
+            const delta_event *events = NULL;
+            size_t n = 0;
+            if (delta_step(e->engine, &events, &n, &err) < 0)
+                on_fault(e, &err);
+            else
+                for (size_t i = 0; i < n; i++)
+                    on_event(e, &events[i]);
+            if (n == 0 && !e->fault.code) /* all that run are paused */
+                (void)nanosleep(&(struct timespec){ .tv_nsec = 1000 * 1000 }, NULL);
+        }
+        try_waiting(e);
+        if (e->engine)
+            snapshot(e);
+        atomic_fetch_add(&e->heartbeat, 1);
+        send_out(e);
+    }
+    while (e->all)
+        drop_session(e, e->all);
+    delta_engine_free(e->engine);
+    return NULL;
+}
+
+/* ---- the loop's side */
+
+static void free_batch(batch *b)
+{
+    free(b->bytes);
+    free(b->notes);
+    free(b);
+}
+
+static void on_async(uv_async_t *a)
+{
+    dd_engine *e = a->data;
+    batch *b;
+    while ((b = (batch *)dd_mailbox_receive(&e->box))) {
+        for (uint32_t i = 0; i < b->n; i++)
+            e->on_note(e->arg, &b->notes[i]);
+        free_batch(b);
+    }
+}
+
+int dd_engine_new(uv_loop_t *loop, const dd_config *c, void (*on_note)(void *arg, const dd_note *n),
+                  void *arg, dd_engine **ret_e, delta_error *err)
+{
+    dd_engine *e = calloc(1, sizeof *e);
+    if (!e)
+        return delta_fail(err, DELTA_ENOMEM, "engine thread: %zu bytes", sizeof *e);
+    e->on_note = on_note;
+    e->arg = arg;
+    e->options = (delta_engine_options){
+        .model_dir = c->model.path,
+        .backend = strcmp(c->model.backend, "cpu") == 0    ? DELTA_BACKEND_CPU
+                   : strcmp(c->model.backend, "cuda") == 0 ? DELTA_BACKEND_CUDA
+                                                           : DELTA_BACKEND_AUTO,
+        .threads = c->model.threads,
+        .max_sessions = c->model.max_sessions,
+        .kv_tokens = c->model.kv_tokens,
+        .ctx_max = c->model.ctx_max,
+        .step_tokens = c->model.step_tokens,
+        .on_progress = on_progress,
+        .on_note = on_engine_note,
+        .arg = e,
+    };
+    e->async.data = e;
+    if (pthread_mutex_init(&e->stats_lock, NULL) != 0 || dd_mailbox_init(&e->box, &e->async) < 0 ||
+        uv_async_init(loop, &e->async, on_async) < 0) {
+        free(e);
+        return delta_fail(err, DELTA_ENOMEM, "engine thread: no mailbox");
+    }
+    if (pthread_create(&e->thread, NULL, thread_main, e) != 0)
+        /* The handle is the loop's until it is closed; the process ends anyway. */
+        return delta_fail(err, DELTA_ENOMEM, "engine thread: the system has none left");
+    *ret_e = e;
+    return 0;
+}
+
+static void on_closed(uv_handle_t *h)
+{
+    free(h->data);
+}
+
+void dd_engine_free(dd_engine *e)
+{
+    if (!e)
+        return;
+    dd_mailbox_close(&e->box);
+    (void)pthread_join(e->thread, NULL);
+    for (batch *b; (b = (batch *)dd_mailbox_receive(&e->box));)
+        free_batch(b);
+    if (e->out)
+        free_batch(e->out);
+    dd_mailbox_done(&e->box);
+    (void)pthread_mutex_destroy(&e->stats_lock);
+    uv_close((uv_handle_t *)&e->async, on_closed);
+}
+
+const delta_engine_info *dd_engine_info(const dd_engine *e)
+{
+    return delta_engine_info_get(e->engine);
+}
+
+const delta_tokenizer *dd_engine_tokenizer(const dd_engine *e)
+{
+    return delta_engine_tokenizer(e->engine);
+}
+
+void dd_engine_stats(dd_engine *e, delta_engine_stats *ret_stats)
+{
+    (void)pthread_mutex_lock(&e->stats_lock);
+    *ret_stats = e->stats;
+    (void)pthread_mutex_unlock(&e->stats_lock);
+}
+
+uint64_t dd_engine_heartbeat(const dd_engine *e)
+{
+    return atomic_load(&e->heartbeat);
+}
+
+dd_timeline *dd_timeline_new(dd_engine *e, bool keep)
+{
+    dd_timeline *t = calloc(1, sizeof *t);
+    if (t) {
+        t->engine = e;
+        t->keep = keep;
+    }
+    return t;
+}
+
+void dd_timeline_run(dd_timeline *t, const dd_run *run)
+{
+    t->run = *run;
+    dd_mailbox_post(&t->engine->box, &t->mail, WISH_RUN, WISH_CANCEL | WISH_PAUSE | WISH_RESUME);
+}
+
+void dd_timeline_cancel(dd_timeline *t)
+{
+    dd_mailbox_post(&t->engine->box, &t->mail, WISH_CANCEL, 0);
+}
+
+void dd_timeline_pause(dd_timeline *t, bool paused)
+{
+    dd_mailbox_post(&t->engine->box, &t->mail, paused ? WISH_PAUSE : WISH_RESUME,
+                    paused ? WISH_RESUME : WISH_PAUSE);
+}
+
+void dd_timeline_free(dd_timeline *t)
+{
+    if (t)
+        dd_mailbox_post(&t->engine->box, &t->mail, WISH_FREE, 0);
+}

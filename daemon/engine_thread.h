@@ -1,0 +1,86 @@
+/* engine_thread.h -- the one thread that calls the engine, and how the loop asks it for things.
+ *
+ * A timeline is a sequence at the engine: of one request, or of a named session over many turns.
+ * One run at a time: append tokens, and generate after them or not. If the engine has no room the
+ * run waits here, by priority and then first come first served, and is tried again whenever a
+ * sequence gave up its place.
+ *
+ * Every run ends with exactly one FINISHED note; until then what the run points to must stay.
+ * After it a timeline without `keep` has no engine session any more.
+ *
+ * Threads    all functions are the loop's; notes come on the loop. */
+#ifndef DD_ENGINE_THREAD_H
+#define DD_ENGINE_THREAD_H
+
+#include "daemon/config.h"
+#include "daemon/mailbox.h"
+#include "delta/delta.h"
+
+typedef struct dd_engine dd_engine;
+
+enum dd_note_kind {
+    DD_NOTE_LOAD,    /* text: the phase; progress */
+    DD_NOTE_READY,   /* the engine is open */
+    DD_NOTE_FATAL,   /* text: why; all runs have ended */
+    DD_NOTE_LOG,     /* text: a warning of the engine's */
+    DD_NOTE_QUEUED,  /* no room yet: n runs are before it */
+    DD_NOTE_STARTED, /* the engine took the run */
+    DD_NOTE_PREFILL,
+    DD_NOTE_TOKEN,
+    DD_NOTE_TEXT,
+    DD_NOTE_FINISHED,
+};
+
+typedef struct dd_note {
+    enum dd_note_kind kind;
+    uint64_t run;     /* dd_run.id */
+    const char *text; /* LOAD, FATAL, LOG, TEXT */
+    size_t len;
+    int64_t added_id; /* TEXT */
+    double progress;
+    uint32_t n;                   /* QUEUED */
+    uint32_t done, total, cached; /* PREFILL */
+    uint32_t id;                  /* TOKEN */
+    float logprob;
+    const delta_top_logprob *top;
+    uint32_t n_top;
+    /* FINISHED */
+    enum delta_finish finish;
+    uint32_t stop, n_prompt, n_cached, n_generated;
+    uint64_t prefill_ns, decode_ns;
+    uint32_t n_timeline, last_token; /* what the timeline holds now */
+    int error;                       /* DELTA_FINISH_ERROR: the code, text says it */
+} dd_note;
+
+typedef struct dd_run {
+    uint64_t id;
+    const uint32_t *ids;
+    size_t n_ids;
+    uint32_t ctx_tokens; /* room the timeline needs */
+    bool generate;
+    int priority; /* higher first */
+    const delta_sampling *sampling;
+    const delta_stopping *stopping;
+} dd_run;
+
+typedef struct dd_timeline dd_timeline;
+
+/* on_note may start runs and free timelines; text of a note is borrowed. */
+int dd_engine_new(uv_loop_t *loop, const dd_config *c, void (*on_note)(void *arg, const dd_note *n),
+                  void *arg, dd_engine **ret_e, delta_error *err);
+/* Ends the thread (waits for the running step); all runs must have ended. */
+void dd_engine_free(dd_engine *e);
+
+/* After READY. */
+const delta_engine_info *dd_engine_info(const dd_engine *e);
+const delta_tokenizer *dd_engine_tokenizer(const dd_engine *e);
+void dd_engine_stats(dd_engine *e, delta_engine_stats *ret_stats); /* as of the last step */
+uint64_t dd_engine_heartbeat(const dd_engine *e);
+
+dd_timeline *dd_timeline_new(dd_engine *e, bool keep); /* NULL: out of memory */
+void dd_timeline_run(dd_timeline *t, const dd_run *run);
+void dd_timeline_cancel(dd_timeline *t);
+void dd_timeline_pause(dd_timeline *t, bool paused);
+void dd_timeline_free(dd_timeline *t); /* its run must have ended; NULL is a no-op */
+
+#endif

@@ -1,0 +1,1013 @@
+/* inference.c -- Chat and Generate from request to last event, and the calls around them.
+ *
+ *   start    decode, admit, render, tokenise, post a run to the engine thread, Accepted
+ *   notes    tokens and text -> output parser -> events -> the request's queue
+ *   pump     one event at a time to the transport; a full queue pauses the sequence
+ *   end      Finished and OK, or a status; the client's leaving cancels */
+#include <assert.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "daemon/live.h"
+#include "daemon/log.h"
+
+static void live_free(dd_live *l)
+{
+    dd_service *s = l->s;
+    assert(!l->rpc && !l->is_running);
+    if (l->prev)
+        l->prev->next = l->next;
+    else
+        s->live = l->next;
+    if (l->next)
+        l->next->prev = l->prev;
+    s->n_live--;
+    for (dd_item *i = l->first, *next; i; i = next) {
+        next = i->next;
+        free(i->encoded);
+        de_text_done(&i->text);
+        free(i);
+    }
+    for (size_t i = 0; i < l->n_calls; i++) {
+        free(l->calls[i].name);
+        free(l->calls[i].arguments);
+    }
+    free(l->calls);
+    de_text_done(&l->reasoning);
+    de_text_done(&l->content);
+    delta_output_free(l->parser);
+    if (!l->session)
+        dd_timeline_free(l->timeline);
+    free(l->ids);
+    dd_request_done(&l->req);
+    free(l);
+}
+
+static void finish(dd_live *l, const dd_status *st)
+{
+    dd_rpc *r = l->rpc;
+    l->rpc = NULL;
+    if (st->code != DD_OK && st->code != DD_CANCELLED)
+        l->s->stats.failed++;
+    dd_refuse(r, st);
+}
+
+static void drop_items(dd_live *l)
+{
+    for (dd_item *i = l->first, *next; i; i = next) {
+        next = i->next;
+        free(i->encoded);
+        de_text_done(&i->text);
+        free(i);
+    }
+    l->first = l->last = NULL;
+    l->n_items = 0;
+    l->item_bytes = 0;
+}
+
+void dd_live_fail(dd_live *l, const dd_status *st)
+{
+    drop_items(l);
+    if (l->rpc)
+        finish(l, st);
+    if (l->is_running)
+        dd_timeline_cancel(l->timeline);
+    else
+        live_free(l);
+}
+
+static void no_memory(dd_live *l)
+{
+    dd_status st;
+    dd_status_set(&st, DD_RESOURCE_EXHAUSTED, "OUT_OF_MEMORY", "no memory for the answer");
+    dd_live_fail(l, &st);
+}
+
+/* ---- events to the reader */
+
+/* May free l. */
+static void pump(dd_live *l)
+{
+    const dd_status ok = { .code = DD_OK };
+    if (!l->rpc || l->is_sending)
+        return;
+    dd_item *i = l->first;
+    if (i) {
+        uint8_t *msg = i->encoded;
+        size_t len = i->len;
+        if (!msg) {
+            const dd_event e = { .kind = i->kind,
+                                 .index = i->index,
+                                 .text = { i->text.p, i->text.len } };
+            msg = dd_event_encode(l->method == DD_M_CHAT, i->seq, &e, &len);
+            if (!msg) {
+                no_memory(l);
+                return;
+            }
+        }
+        l->first = i->next;
+        if (!l->first)
+            l->last = NULL;
+        l->n_items--;
+        l->item_bytes -= i->encoded ? i->len : i->text.len;
+        de_text_done(&i->text);
+        free(i);
+        l->is_sending = true;
+        l->rpc->vt->send(l->rpc, msg, len);
+        if (l->is_paused && l->is_running && l->n_items <= DD_EVENTS_HELD / 2 &&
+            l->item_bytes <= DD_EVENT_BYTES_HELD / 2) {
+            l->is_paused = false;
+            dd_timeline_pause(l->timeline, false);
+        }
+    }
+    if (l->is_ended && !l->first) {
+        finish(l, &ok);
+        if (!l->is_running)
+            live_free(l);
+    }
+}
+
+/* 0, or -1 when memory ran out. */
+static int push_event(dd_live *l, const dd_event *e)
+{
+    bool is_text =
+        e->kind == DD_EVENT_REASONING || e->kind == DD_EVENT_TEXT || e->kind == DD_EVENT_CALL_ARGS;
+    if (!l->rpc)
+        return 0; /* nobody listens */
+    if (is_text && l->last && !l->last->encoded && l->last->kind == e->kind &&
+        l->last->index == e->index) {
+        de_text_add(&l->last->text, e->text.p, e->text.len);
+        l->item_bytes += e->text.len;
+        return l->last->text.failed ? -1 : 0;
+    }
+    dd_item *i = calloc(1, sizeof *i);
+    if (!i)
+        return -1;
+    i->kind = e->kind;
+    i->index = e->index;
+    i->seq = l->seq + 1;
+    if (is_text) {
+        de_text_add(&i->text, e->text.p, e->text.len);
+        i->len = i->text.len;
+    } else {
+        i->encoded = dd_event_encode(l->method == DD_M_CHAT, i->seq, e, &i->len);
+    }
+    if (is_text ? i->text.failed : !i->encoded) {
+        de_text_done(&i->text);
+        free(i);
+        return -1;
+    }
+    l->seq++;
+    if (l->last)
+        l->last->next = i;
+    else
+        l->first = i;
+    l->last = i;
+    l->n_items++;
+    l->item_bytes += i->len;
+    return 0;
+}
+
+/* May free l. */
+static void flow(dd_live *l)
+{
+    if (!l->is_paused && l->is_running && l->rpc &&
+        (l->n_items >= DD_EVENTS_HELD || l->item_bytes >= DD_EVENT_BYTES_HELD)) {
+        l->is_paused = true;
+        dd_timeline_pause(l->timeline, true);
+    }
+    pump(l);
+}
+
+void dd_live_sent(dd_live *l)
+{
+    l->is_sending = false;
+    pump(l);
+}
+
+void dd_live_closed(dd_live *l)
+{
+    dd_status st;
+    dd_status_set(&st, DD_CANCELLED, "CANCELLED", "the call was closed");
+    l->s->stats.cancelled++;
+    dd_live_fail(l, &st);
+}
+
+void dd_live_cancel(dd_live *l, enum dd_end why)
+{
+    if (!l->is_running || l->end)
+        return;
+    l->end = why;
+    if (why == DD_END_CANCEL)
+        l->s->stats.cancelled++;
+    dd_timeline_cancel(l->timeline);
+}
+
+/* ---- the start */
+
+static void context_length(dd_status *st, size_t n, uint32_t max)
+{
+    dd_status_set(st, DD_INVALID_ARGUMENT, "CONTEXT_LENGTH",
+                  "%zu tokens of prompt leave no room: a sequence has at most %u", n, max);
+    (void)snprintf(st->field, sizeof st->field, "messages");
+    st->meta[0].key = "prompt_tokens";
+    (void)snprintf(st->meta[0].value, sizeof st->meta[0].value, "%zu", n);
+    st->meta[1].key = "max_context_tokens";
+    (void)snprintf(st->meta[1].value, sizeof st->meta[1].value, "%u", max);
+    st->n_meta = 2;
+}
+
+static void from_error(dd_status *st, const delta_error *err, const char *field)
+{
+    if (err->code == DELTA_ENOMEM) {
+        dd_status_set(st, DD_RESOURCE_EXHAUSTED, "OUT_OF_MEMORY", "%s", err->text);
+        return;
+    }
+    dd_status_set(st, DD_INVALID_ARGUMENT, "FIELD_INVALID", "%s", err->text);
+    (void)snprintf(st->field, sizeof st->field, "%s", field);
+}
+
+int dd_render(dd_service *s, const dd_request *r, size_t first, enum delta_join join, bool open,
+              bool prompt, delta_rendered *ret_text, uint32_t **ret_ids, size_t *ret_n,
+              dd_status *st)
+{
+    delta_error err = { 0 };
+    const delta_chat c = {
+        .messages = r->messages,
+        .n_messages = r->n_messages,
+        .tools_json = r->tools,
+        .n_tools = r->tool_mode == DELTA_TOOLS_NONE ? 0 : r->n_tools,
+        .add_generation_prompt = prompt,
+        .enable_thinking = r->thinking,
+        .preserve_thinking = r->preserve,
+        .add_vision_id = r->add_vision_id,
+        .scalars_as_python = delta_template_known(dd_engine_info(s->engine)->template_sha256) == 35,
+        .first_message = first,
+        .join = join,
+        .leave_open = open,
+    };
+    int e = delta_chat_render(&c, ret_text, &err);
+    if (e < 0) {
+        err.code = e;
+        from_error(st, &err, "messages");
+        return -1;
+    }
+    e = delta_tokenize(dd_engine_tokenizer(s->engine), ret_text->len ? ret_text->text : "",
+                       ret_text->len, false, ret_ids, ret_n, &err);
+    if (e < 0) {
+        delta_rendered_done(ret_text);
+        err.code = e;
+        from_error(st, &err, "messages");
+        return -1;
+    }
+    return 0;
+}
+
+static int admit(dd_service *s, const dd_rpc *r, dd_status *st)
+{
+    const dd_config *c = s->o.config;
+    uint32_t mine = 0;
+    for (const dd_live *l = s->live; l; l = l->next)
+        mine += l->uid == r->peer.uid && l->rpc;
+    if (mine >= c->limits.max_requests_per_uid)
+        dd_status_set(st, DD_RESOURCE_EXHAUSTED, "USER_LIMIT",
+                      "this user has %u requests already, the most there may be", mine);
+    else if (s->n_live >= c->limits.max_queue + dd_engine_info(s->engine)->max_sessions ||
+             (s->n_waiting && s->n_waiting >= c->limits.max_queue))
+        dd_status_set(st, DD_RESOURCE_EXHAUSTED, "QUEUE_FULL", "%u requests are waiting",
+                      s->n_waiting);
+    else
+        return 0;
+    st->retry_ms = DD_RETRY_MS;
+    return -1;
+}
+
+static int take_request_id(dd_live *l, const char *wanted, dd_status *st)
+{
+    if (!wanted[0])
+        wanted = l->rpc->request_id;
+    if (wanted[0]) {
+        (void)snprintf(l->request_id, sizeof l->request_id, "%s", wanted);
+    } else {
+        memcpy(l->request_id, "req_", 4);
+        if (dd_random_text(l->request_id + 4, 24) < 0) {
+            dd_status_set(st, DD_INTERNAL, "INTERNAL", "no random numbers");
+            return -1;
+        }
+    }
+    for (const dd_live *o = l->s->live; o; o = o->next)
+        if (o != l && o->uid == l->uid && strcmp(o->request_id, l->request_id) == 0) {
+            dd_status_set(st, DD_ALREADY_EXISTS, "REQUEST_ID_IN_USE",
+                          "a request of this id is running");
+            (void)snprintf(st->field, sizeof st->field, "request_id");
+            return -1;
+        }
+    return 0;
+}
+
+/* The prompt's tokens into l->ids. */
+static int make_prompt(dd_live *l, dd_status *st)
+{
+    dd_request *q = &l->req;
+    if (l->method == DD_M_GENERATE) {
+        delta_error err = { 0 };
+        if (q->has_text) {
+            int e = delta_tokenize(dd_engine_tokenizer(l->s->engine), q->text.p, q->text.len,
+                                   q->plain_text, &l->ids, &l->n_ids, &err);
+            if (e < 0) {
+                err.code = e;
+                from_error(st, &err, "text");
+                return -1;
+            }
+            return 0;
+        }
+        l->ids = malloc(q->n_ids * sizeof *l->ids);
+        if (!l->ids) {
+            dd_status_set(st, DD_RESOURCE_EXHAUSTED, "OUT_OF_MEMORY", "no memory for the prompt");
+            return -1;
+        }
+        memcpy(l->ids, q->ids, q->n_ids * sizeof *l->ids);
+        l->n_ids = q->n_ids;
+        return 0;
+    }
+    size_t first = 0;
+    enum delta_join join = DELTA_JOIN_AUTO;
+    if ((q->session_id[0] || l->method != DD_M_CHAT) && dd_session_begin(l, &first, &join, st) < 0)
+        return -1;
+    bool prompt = l->method == DD_M_CHAT;
+    if (!prompt && q->n_messages == first)
+        return 0; /* an empty session */
+    delta_rendered text = { 0 };
+    l->leaves_open =
+        !prompt && q->n_messages && q->messages[q->n_messages - 1].role == DELTA_ROLE_TOOL;
+    if (dd_render(l->s, q, first, join, l->leaves_open, prompt, &text, &l->ids, &l->n_ids, st) < 0)
+        return -1;
+    delta_rendered_done(&text);
+    if (l->session && l->session->needs_end) {
+        int64_t end = delta_tokenizer_added_id(dd_engine_tokenizer(l->s->engine), "<|im_end|>");
+        uint32_t *more = end < 0 ? NULL : realloc(l->ids, (l->n_ids + 1) * sizeof *more);
+        if (!more) {
+            dd_status_set(st, DD_INTERNAL, "INTERNAL", "no <|im_end|> token, or no memory");
+            return -1;
+        }
+        memmove(more + 1, more, l->n_ids * sizeof *more);
+        more[0] = (uint32_t)end;
+        l->ids = more;
+        l->n_ids++;
+    }
+    return 0;
+}
+
+static int make_parser(dd_live *l, dd_status *st)
+{
+    delta_error err = { 0 };
+    const delta_output_options o = {
+        .thinking = l->req.thinking,
+        .tools = l->req.tool_mode,
+        .tools_json = l->req.tools,
+        .n_tools = l->req.tool_mode == DELTA_TOOLS_NONE ? 0 : l->req.n_tools,
+        .calls_in_reasoning = l->s->o.config->policy.calls_in_reasoning,
+    };
+    int e = delta_output_new(&o, &l->parser, &err);
+    if (e < 0) {
+        err.code = e;
+        from_error(st, &err, "tools");
+    }
+    return e;
+}
+
+/* Room, sampling and Accepted; then the run. */
+static int launch(dd_live *l, dd_status *st)
+{
+    dd_service *s = l->s;
+    dd_request *q = &l->req;
+    const delta_engine_info *info = dd_engine_info(s->engine);
+    delta_engine_stats stats;
+    dd_engine_stats(s->engine, &stats);
+    uint64_t pool = stats.pages_total * info->page_tokens;
+    uint32_t max = pool && pool < info->ctx_max ? (uint32_t)pool : info->ctx_max;
+    bool generates = l->method == DD_M_CHAT || l->method == DD_M_GENERATE;
+    size_t before = l->session && l->session->timeline ? l->session->n_tokens : 0;
+    if (l->n_ids + before + (generates ? 1 : 0) > max) {
+        context_length(st, l->n_ids + before, max);
+        return -1;
+    }
+    uint32_t n = (uint32_t)(l->n_ids + before), room = max - n;
+    l->usage.prompt = n;
+    l->usage.cached = (uint32_t)before;
+    if (generates) {
+        uint32_t wanted = q->stopping.max_tokens ? q->stopping.max_tokens
+                                                 : s->o.config->limits.default_max_tokens;
+        q->stopping.max_tokens = wanted && wanted < room ? wanted : room;
+        if (q->stopping.min_tokens > q->stopping.max_tokens)
+            q->stopping.min_tokens = q->stopping.max_tokens;
+        if (dd_request_sampling(q, info, st) < 0)
+            return -1;
+        l->in_reasoning = l->method == DD_M_CHAT && q->thinking;
+        l->think_end = delta_tokenizer_added_id(dd_engine_tokenizer(s->engine), "</think>");
+    }
+    uint32_t ctx = n + (generates ? q->stopping.max_tokens : 0);
+    if (l->session) {
+        ctx = ctx < l->session->ctx_wanted ? l->session->ctx_wanted : ctx;
+        ctx = ctx > max ? max : ctx;
+        if (!l->session->timeline)
+            l->session->timeline = dd_timeline_new(s->engine, true);
+        l->timeline = l->session->timeline;
+        l->session->ctx_tokens = ctx > l->session->ctx_tokens ? ctx : l->session->ctx_tokens;
+    } else {
+        l->timeline = dd_timeline_new(s->engine, false);
+    }
+    const dd_event accepted = { .kind = DD_EVENT_ACCEPTED,
+                                .request_id = l->request_id,
+                                .session_id = l->session ? l->session->id : "",
+                                .generation = l->session ? l->session->generation : 0,
+                                .sampling = &q->sampling,
+                                .max_tokens = q->stopping.max_tokens,
+                                .thinking = l->method == DD_M_CHAT && q->thinking,
+                                .usage = { .prompt = n } };
+    if (!l->timeline || (generates && push_event(l, &accepted) < 0)) {
+        dd_status_set(st, DD_RESOURCE_EXHAUSTED, "OUT_OF_MEMORY", "no memory for the request");
+        return -1;
+    }
+    const dd_run run = { .id = l->run,
+                         .ids = l->ids,
+                         .n_ids = l->n_ids,
+                         .ctx_tokens = ctx ? ctx : 1,
+                         .generate = generates,
+                         .priority = q->priority,
+                         .sampling = &q->sampling,
+                         .stopping = &q->stopping };
+    l->is_running = true;
+    s->stats.prompt_tokens += l->n_ids;
+    dd_timeline_run(l->timeline, &run);
+    return 0;
+}
+
+void dd_live_start(dd_service *s, dd_rpc *r, enum dd_method_id m, const uint8_t *msg, size_t len)
+{
+    dd_status st = { 0 };
+    dd_live *l;
+    if (admit(s, r, &st) < 0) {
+        s->stats.failed++;
+        dd_refuse(r, &st);
+        return;
+    }
+    l = calloc(1, sizeof *l);
+    if (!l) {
+        dd_status_set(&st, DD_RESOURCE_EXHAUSTED, "OUT_OF_MEMORY", "no memory for the request");
+        dd_refuse(r, &st);
+        return;
+    }
+    l->s = s;
+    l->rpc = r;
+    l->method = m;
+    l->uid = r->peer.uid;
+    l->run = ++s->next_run;
+    l->arrived_ns = r->arrived_ns ? r->arrived_ns : dd_now_ns();
+    l->next = s->live;
+    if (s->live)
+        s->live->prev = l;
+    s->live = l;
+    s->n_live++;
+    s->stats.requests_total++;
+    r->handler = l;
+    enum dd_request_kind kind = m == DD_M_CHAT       ? DD_REQ_CHAT
+                                : m == DD_M_GENERATE ? DD_REQ_GENERATE
+                                : m == DD_M_CREATE   ? DD_REQ_CREATE
+                                                     : DD_REQ_APPEND;
+    if (dd_request_decode(kind, msg, len, &l->req, &st) < 0 ||
+        take_request_id(l, l->req.request_id, &st) < 0 || make_prompt(l, &st) < 0 ||
+        (m == DD_M_CHAT && make_parser(l, &st) < 0) || launch(l, &st) < 0) {
+        if (l->session)
+            dd_session_end(l, NULL, false);
+        dd_live_fail(l, &st);
+        return;
+    }
+    if (l->req.max_queue_ns)
+        l->queue_until_ns = l->arrived_ns + l->req.max_queue_ns;
+    if (l->req.max_wall_ns)
+        l->wall_until_ns = l->arrived_ns + l->req.max_wall_ns;
+    dd_live_timer(s);
+    pump(l);
+}
+
+/* ---- what the engine says */
+
+static dd_call *call_of(dd_live *l, const delta_out_event *e)
+{
+    while (l->n_calls <= e->call) {
+        if (l->n_calls == l->cap_calls) {
+            size_t cap = l->cap_calls ? l->cap_calls * 2 : 4;
+            dd_call *more = realloc(l->calls, cap * sizeof *more);
+            if (!more)
+                return NULL;
+            l->calls = more;
+            l->cap_calls = cap;
+        }
+        dd_call *c = &l->calls[l->n_calls];
+        memset(c, 0, sizeof *c);
+        memcpy(c->id, "call_", 5);
+        if (dd_random_text(c->id + 5, 24) < 0)
+            return NULL;
+        l->n_calls++;
+    }
+    return &l->calls[e->call];
+}
+
+/* One event of the parser; 0 or -1 (no memory). */
+static int on_output(dd_live *l, const delta_out_event *o)
+{
+    dd_event e = { .text = o->text, .index = o->call, .complete = o->complete };
+    dd_call *c = NULL;
+    if (o->kind >= DELTA_OUT_CALL_START && !(c = call_of(l, o)))
+        return -1;
+    switch (o->kind) {
+    case DELTA_OUT_REASONING:
+        de_text_add(&l->reasoning, o->text.p, l->session ? o->text.len : 0);
+        if (l->req.omit_reasoning)
+            return l->reasoning.failed ? -1 : 0;
+        e.kind = DD_EVENT_REASONING;
+        break;
+    case DELTA_OUT_CONTENT:
+        de_text_add(&l->content, o->text.p, l->session ? o->text.len : 0);
+        e.kind = DD_EVENT_TEXT;
+        break;
+    case DELTA_OUT_CALL_START:
+        free(c->name);
+        c->name = strndup(o->text.p ? o->text.p : "", o->text.len);
+        if (!c->name)
+            return -1;
+        e.kind = DD_EVENT_CALL_START;
+        break;
+    case DELTA_OUT_CALL_ARGS:
+        e.kind = DD_EVENT_CALL_ARGS;
+        break;
+    case DELTA_OUT_CALL_END:
+        c->complete = o->complete;
+        if (l->session && o->complete) {
+            free(c->arguments);
+            c->arguments = strndup(o->text.p ? o->text.p : "", o->text.len);
+            c->arguments_len = o->text.len;
+            if (!c->arguments)
+                return -1;
+        }
+        e.kind = DD_EVENT_CALL_END;
+        break;
+    }
+    if (c) {
+        e.id = c->id;
+        e.name = c->name ? c->name : "";
+    }
+    if (l->reasoning.failed || l->content.failed)
+        return -1;
+    return push_event(l, &e);
+}
+
+static int on_outputs(dd_live *l, const delta_out_event *o, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        if (on_output(l, &o[i]) < 0)
+            return -1;
+    return 0;
+}
+
+static int on_text(dd_live *l, const dd_note *n)
+{
+    const delta_out_event *o;
+    size_t n_o;
+    if (l->method == DD_M_GENERATE)
+        return push_event(l, &(dd_event){ .kind = DD_EVENT_TEXT, .text = { n->text, n->len } });
+    if (delta_output_push(l->parser, n->text, n->len, n->added_id >= 0, &o, &n_o, NULL) < 0)
+        return -1;
+    return on_outputs(l, o, n_o);
+}
+
+static int on_token(dd_live *l, const dd_note *n)
+{
+    l->usage.completion++;
+    l->s->stats.completion_tokens++;
+    if (!l->first_token_ns)
+        l->first_token_ns = dd_now_ns();
+    if (l->in_reasoning) {
+        l->usage.reasoning++;
+        l->in_reasoning = n->id != l->think_end;
+    }
+    if (!l->req.include_tokens)
+        return 0;
+    return push_event(l, &(dd_event){ .kind = DD_EVENT_TOKEN,
+                                      .token = n->id,
+                                      .logprob = n->logprob,
+                                      .top = n->top,
+                                      .n_top = n->n_top,
+                                      .tokenizer = dd_engine_tokenizer(l->s->engine) });
+}
+
+static void error_status(dd_status *st, int code, const char *text)
+{
+    switch ((enum delta_code)code) {
+    case DELTA_EDEVICE:
+        dd_status_set(st, DD_UNAVAILABLE, "DEVICE_FAULT", "%s", text);
+        st->retry_ms = DD_RETRY_MS;
+        return;
+    case DELTA_EINVALID:
+    case DELTA_EUNSUPPORTED:
+        dd_status_set(st, DD_INVALID_ARGUMENT, "FIELD_INVALID", "%s", text);
+        return;
+    case DELTA_ENOMEM:
+    case DELTA_EBUSY:
+    case DELTA_ELIMIT:
+        dd_status_set(st, DD_RESOURCE_EXHAUSTED, "NO_ROOM", "%s", text);
+        return;
+    case DELTA_ECANCELLED:
+        dd_status_set(st, DD_CANCELLED, "CANCELLED", "%s", text);
+        return;
+    case DELTA_OK:
+    case DELTA_EFORMAT:
+    case DELTA_EIO:
+    case DELTA_ENOTFOUND:
+    case DELTA_ESTATE:
+    case DELTA_EINTERNAL:
+        break;
+    }
+    dd_status_set(st, DD_INTERNAL, "INTERNAL", "%s", text);
+}
+
+/* Finished, with everything that is known; -1: no memory. */
+static int push_finished(dd_live *l, const dd_note *n)
+{
+    uint64_t now = dd_now_ns();
+    dd_event e = { .kind = DD_EVENT_FINISHED,
+                   .sampling = &l->req.sampling,
+                   .usage = l->usage,
+                   .generation = l->session ? l->session->generation : 0,
+                   .queue_ns = (l->started_ns ? l->started_ns : now) - l->arrived_ns,
+                   .prefill_ns = n->prefill_ns,
+                   .decode_ns = n->decode_ns,
+                   .first_token_ns = l->first_token_ns ? l->first_token_ns - l->arrived_ns : 0,
+                   .total_ns = now - l->arrived_ns };
+    char stop[DELTA_MAX_STOP_BYTES + 1];
+    enum delta_out_finish out = DELTA_OUT_STOP;
+    bool cut = n->finish == DELTA_FINISH_LENGTH || n->finish == DELTA_FINISH_CANCELLED;
+    if (l->parser) {
+        const delta_out_event *o;
+        size_t n_o;
+        if (delta_output_finish(l->parser, cut ? DELTA_OUT_END_LENGTH : DELTA_OUT_END_STOP, &o,
+                                &n_o, &out, NULL) < 0 ||
+            on_outputs(l, o, n_o) < 0)
+            return -1;
+        for (int i = 0; i < DELTA_REPAIR_N; i++)
+            l->s->stats.repairs[i] += delta_output_repairs(l->parser, (enum delta_repair)i);
+    }
+    switch (n->finish) {
+    case DELTA_FINISH_STOP_ID:
+        e.has_stop_token = true;
+        e.stop_token = n->stop;
+        e.reason = out == DELTA_OUT_TOOL_CALLS ? DD_FINISH_TOOL_CALLS : DD_FINISH_STOP;
+        break;
+    case DELTA_FINISH_STOP_STRING:
+        if (n->stop < l->req.stopping.n_strings) {
+            const delta_stop_string *x = &l->req.stopping.strings[n->stop];
+            memcpy(stop, x->bytes, x->len);
+            stop[x->len] = '\0';
+            e.matched_stop = stop;
+        }
+        e.reason = out == DELTA_OUT_TOOL_CALLS ? DD_FINISH_TOOL_CALLS : DD_FINISH_STOP;
+        break;
+    case DELTA_FINISH_LENGTH:
+        e.reason = DD_FINISH_LENGTH;
+        break;
+    case DELTA_FINISH_CANCELLED:
+    case DELTA_FINISH_ERROR:
+        e.reason = l->end == DD_END_TIME ? DD_FINISH_TIME : DD_FINISH_CANCELLED;
+        break;
+    }
+    if (l->session)
+        e.generation = l->session->generation + 1; /* dd_session_end() does that */
+    return push_event(l, &e);
+}
+
+/* May free l. */
+static void on_finished(dd_live *l, const dd_note *n)
+{
+    dd_status st;
+    bool failed = n->finish == DELTA_FINISH_ERROR;
+    bool generates = l->method == DD_M_CHAT || l->method == DD_M_GENERATE;
+    int r = 0;
+    l->is_running = false;
+    if (l->is_waiting)
+        l->s->n_waiting--;
+    l->is_waiting = false;
+    l->usage.cached = n->n_cached > l->usage.cached ? n->n_cached : l->usage.cached;
+    if (!failed && generates)
+        r = push_finished(l, n);
+    if (l->session)
+        dd_session_end(l, n, !failed);
+    if (!l->rpc) {
+        live_free(l);
+        return;
+    }
+    if (failed) {
+        error_status(&st, n->error, n->text ? n->text : "");
+        dd_live_fail(l, &st);
+        return;
+    }
+    if (r < 0) {
+        no_memory(l);
+        return;
+    }
+    if (!generates) {
+        dd_rpc *rpc = l->rpc;
+        if (n->finish == DELTA_FINISH_CANCELLED) {
+            dd_status_set(&st, DD_CANCELLED, "CANCELLED", "the request was cancelled");
+            dd_live_fail(l, &st);
+            return;
+        }
+        size_t len = 0;
+        uint8_t *msg = dd_session_answer(l, &len);
+        l->rpc = NULL;
+        dd_answer(rpc, msg, len);
+        live_free(l);
+        return;
+    }
+    l->is_ended = true;
+    pump(l);
+}
+
+void dd_live_note(dd_service *s, const dd_note *n)
+{
+    dd_live *l = s->live;
+    int r = 0;
+    while (l && l->run != n->run)
+        l = l->next;
+    if (!l || !l->is_running)
+        return;
+    switch (n->kind) {
+    case DD_NOTE_QUEUED:
+        l->is_waiting = true;
+        s->n_waiting++;
+        if (s->n_waiting > s->o.config->limits.max_queue) {
+            dd_status st;
+            dd_status_set(&st, DD_RESOURCE_EXHAUSTED, "QUEUE_FULL", "%u requests are waiting",
+                          s->n_waiting - 1);
+            st.retry_ms = DD_RETRY_MS;
+            dd_live_fail(l, &st);
+            return;
+        }
+        if (l->req.include_queued)
+            r = push_event(l, &(dd_event){ .kind = DD_EVENT_QUEUED, .done = n->n });
+        break;
+    case DD_NOTE_STARTED:
+        if (l->is_waiting)
+            s->n_waiting--;
+        l->is_waiting = false;
+        l->is_started = true;
+        l->started_ns = dd_now_ns();
+        break;
+    case DD_NOTE_PREFILL:
+        if (l->req.include_prefill)
+            r = push_event(l, &(dd_event){ .kind = DD_EVENT_PREFILL,
+                                           .done = n->done,
+                                           .total = n->total,
+                                           .cached = n->cached });
+        break;
+    case DD_NOTE_TOKEN:
+        r = on_token(l, n);
+        break;
+    case DD_NOTE_TEXT:
+        r = on_text(l, n);
+        break;
+    case DD_NOTE_FINISHED:
+        on_finished(l, n);
+        return;
+    case DD_NOTE_LOAD:
+    case DD_NOTE_READY:
+    case DD_NOTE_FATAL:
+    case DD_NOTE_LOG:
+        return;
+    }
+    if (r < 0)
+        no_memory(l);
+    else
+        flow(l);
+}
+
+/* ---- time */
+
+static void on_timer(uv_timer_t *t)
+{
+    dd_live_timer(t->data);
+}
+
+static void earliest(uint64_t *next, uint64_t t)
+{
+    if (t && (!*next || t < *next))
+        *next = t;
+}
+
+/* Ends what is over its time and sleeps until the next. */
+void dd_live_timer(dd_service *s)
+{
+    uint64_t now = dd_now_ns(), next = 0;
+    for (dd_live *l = s->live, *after; l; l = after) {
+        dd_status st;
+        after = l->next;
+        if (l->rpc && l->rpc->deadline_ns && now >= l->rpc->deadline_ns) {
+            dd_status_set(&st, DD_DEADLINE_EXCEEDED, "DEADLINE", "the call's deadline has passed");
+            dd_live_fail(l, &st);
+            continue;
+        }
+        if (l->rpc && l->queue_until_ns && !l->is_started && now >= l->queue_until_ns) {
+            dd_status_set(&st, DD_RESOURCE_EXHAUSTED, "QUEUE_TIME",
+                          "the request was not started within max_queue_ns");
+            st.retry_ms = DD_RETRY_MS;
+            dd_live_fail(l, &st);
+            continue;
+        }
+        if (l->wall_until_ns && now >= l->wall_until_ns) {
+            l->wall_until_ns = 0;
+            dd_live_cancel(l, DD_END_TIME);
+        }
+        if (l->rpc) {
+            earliest(&next, l->rpc->deadline_ns);
+            earliest(&next, l->is_started ? 0 : l->queue_until_ns);
+        }
+        earliest(&next, l->wall_until_ns);
+    }
+    dd_sessions_timer(s, now, &next);
+    if (next)
+        (void)uv_timer_start(&s->timer, on_timer, next > now ? (next - now) / 1000000 + 1 : 1, 0);
+    else
+        (void)uv_timer_stop(&s->timer);
+}
+
+/* ---- calls with one answer */
+
+static void cancel(dd_service *s, dd_rpc *r, const dd_request *q)
+{
+    dd_status st;
+    for (dd_live *l = s->live; l; l = l->next)
+        if (l->rpc && dd_may(r->peer.uid, l->uid) && strcmp(l->request_id, q->request_id) == 0) {
+            dd_live_cancel(l, DD_END_CANCEL);
+            dd_answer(r, calloc(1, 1), 0);
+            return;
+        }
+    dd_status_set(&st, DD_NOT_FOUND, "REQUEST_UNKNOWN", "no request of this id is running");
+    dd_refuse(r, &st);
+}
+
+static void render(dd_service *s, dd_rpc *r, dd_request *q)
+{
+    delta_rendered text = { 0 };
+    uint32_t *ids = NULL;
+    size_t n = 0, len = 0;
+    dd_status st;
+    if (q->session_id[0]) {
+        dd_status_set(&st, DD_UNIMPLEMENTED, "NOT_IMPLEMENTED",
+                      "chat.session_id is not implemented for RenderPrompt");
+        dd_refuse(r, &st);
+        return;
+    }
+    if (dd_render(s, q, 0, DELTA_JOIN_AUTO, false, true, &text, &ids, &n, &st) < 0) {
+        dd_refuse(r, &st);
+        return;
+    }
+    uint8_t *msg = dd_render_encode(&text, q->n_messages, ids, n, q->omit_ids, &len);
+    free(ids);
+    delta_rendered_done(&text);
+    dd_answer(r, msg, len);
+}
+
+static const uint32_t parse_reasons[] = {
+    [DELTA_OUT_STOP] = DD_FINISH_STOP,
+    [DELTA_OUT_TOOL_CALLS] = DD_FINISH_TOOL_CALLS,
+    [DELTA_OUT_LENGTH] = DD_FINISH_LENGTH,
+};
+
+/* A ParseOutputResponse: reasoning 1, content 2, calls 3, reason 4, events 5. */
+static void parse(dd_service *s, dd_rpc *r, dd_request *q)
+{
+    dd_live l = { .s = s, .rpc = r, .method = DD_M_CHAT, .req = *q };
+    dd_session keeps = { 0 }; /* so that the whole texts are kept */
+    dd_wire_out o = { 0 };
+    enum delta_out_finish how = DELTA_OUT_STOP;
+    const delta_out_event *events = NULL;
+    size_t n = 0;
+    dd_status st = { 0 };
+    int e = make_parser(&l, &st);
+    if (e < 0) {
+        dd_refuse(r, &st);
+        return;
+    }
+    l.session = &keeps;
+    for (size_t i = 0; e == 0 && i < q->n_chunks; i++) {
+        e = delta_output_push(l.parser, (const char *)q->chunks[i].data, q->chunks[i].len, false,
+                              &events, &n, NULL);
+        e = e < 0 ? e : on_outputs(&l, events, n);
+    }
+    if (e == 0)
+        e = delta_output_finish(l.parser, q->cut ? DELTA_OUT_END_LENGTH : DELTA_OUT_END_STOP,
+                                &events, &n, &how, NULL);
+    e = e < 0 ? e : on_outputs(&l, events, n);
+    dd_wire_put_bytes(&o, 1, l.reasoning.p, l.reasoning.len);
+    dd_wire_put_bytes(&o, 2, l.content.p, l.content.len);
+    dd_wire_put_varint(&o, 4, parse_reasons[how]);
+    for (const dd_item *i = l.first; i; i = i->next) {
+        const dd_event text = { .kind = i->kind,
+                                .index = i->index,
+                                .text = { i->text.p, i->text.len } };
+        size_t len = i->len;
+        uint8_t *msg = i->encoded ? i->encoded : dd_event_encode(true, i->seq, &text, &len);
+        if (msg)
+            dd_wire_put_bytes(&o, 5, msg, len);
+        o.failed = o.failed || !msg;
+        /* A ToolCallEnd inside its event: the same bytes, one level up. */
+        if (msg && i->kind == DD_EVENT_CALL_END) {
+            dd_bytes rest = { msg, len };
+            dd_wire_field f;
+            while (dd_wire_next(&rest, &f) > 0)
+                if (f.number == 10)
+                    dd_wire_put_bytes(&o, 3, f.bytes.data, f.bytes.len);
+        }
+        if (!i->encoded)
+            free(msg);
+    }
+    drop_items(&l);
+    for (size_t i = 0; i < l.n_calls; i++) {
+        free(l.calls[i].name);
+        free(l.calls[i].arguments);
+    }
+    free(l.calls);
+    de_text_done(&l.reasoning);
+    de_text_done(&l.content);
+    delta_output_free(l.parser);
+    size_t len = 0;
+    o.failed = o.failed || e < 0;
+    uint8_t *msg = dd_wire_take(&o, &len);
+    dd_answer(r, msg, len);
+}
+
+static void tokenize(dd_service *s, dd_rpc *r, const dd_request *q)
+{
+    const delta_tokenizer *t = dd_engine_tokenizer(s->engine);
+    uint32_t *ids = NULL;
+    size_t n = 0, len = 0;
+    delta_error err = { 0 };
+    dd_status st;
+    int e = delta_tokenize(t, q->text.p, q->text.len, q->plain_text, &ids, &n, &err);
+    if (e < 0) {
+        err.code = e;
+        from_error(&st, &err, "text");
+        dd_refuse(r, &st);
+        return;
+    }
+    uint8_t *msg = dd_tokens_encode(t, ids, n, q->with_bytes, &len);
+    free(ids);
+    dd_answer(r, msg, len);
+}
+
+static void detokenize(dd_service *s, dd_rpc *r, const dd_request *q)
+{
+    char *text = NULL;
+    size_t n = 0, len = 0;
+    delta_error err = { 0 };
+    dd_status st;
+    dd_wire_out o = { 0 };
+    int e = delta_detokenize(dd_engine_tokenizer(s->engine), q->ids, q->n_ids, q->skip_special,
+                             &text, &n, &err);
+    if (e < 0) {
+        err.code = e;
+        from_error(&st, &err, "ids");
+        dd_refuse(r, &st);
+        return;
+    }
+    dd_wire_put_bytes(&o, 1, text, n);
+    free(text);
+    uint8_t *msg = dd_wire_take(&o, &len);
+    dd_answer(r, msg, len);
+}
+
+void dd_inference_call(dd_service *s, dd_rpc *r, const uint8_t *msg, size_t len)
+{
+    dd_request q;
+    dd_status st = { 0 };
+    enum dd_method_id m = (enum dd_method_id)r->method->id;
+    enum dd_request_kind kind = m == DD_M_CANCEL     ? DD_REQ_CANCEL
+                                : m == DD_M_RENDER   ? DD_REQ_RENDER
+                                : m == DD_M_PARSE    ? DD_REQ_PARSE
+                                : m == DD_M_TOKENIZE ? DD_REQ_TOKENIZE
+                                                     : DD_REQ_DETOKENIZE;
+    if (dd_request_decode(kind, msg, len, &q, &st) < 0)
+        dd_refuse(r, &st);
+    else if (m == DD_M_CANCEL)
+        cancel(s, r, &q);
+    else if (m == DD_M_RENDER)
+        render(s, r, &q);
+    else if (m == DD_M_PARSE)
+        parse(s, r, &q);
+    else if (m == DD_M_TOKENIZE)
+        tokenize(s, r, &q);
+    else
+        detokenize(s, r, &q);
+    dd_request_done(&q);
+}

@@ -1,0 +1,20 @@
+/* limits.h -- every fixed limit of the daemon's core in one place; the settable ones are in
+ * config.h. Nothing a peer sends makes anything here grow past these. */
+#ifndef DD_LIMITS_H
+#define DD_LIMITS_H
+
+enum {
+    DD_WIRE_DEPTH = 16,              /* messages inside messages */
+    DD_WIRE_ARENA_FACTOR = 8,        /* a decoded request: so many bytes for each of the wire */
+    DD_WIRE_ARENA_BASE = 4 << 20,    /* and so many besides */
+    DD_ID_BYTES = 64,                /* request and session ids, with the NUL */
+    DD_EVENTS_HELD = 256,            /* events that wait for one reader before it is paused */
+    DD_EVENT_BYTES_HELD = 256 << 10, /* and their bytes */
+    DD_BATCHES_HELD = 64,            /* steps whose events the loop has not taken yet */
+    DD_RETRY_MS = 1000,              /* what RetryInfo advises */
+    DD_WATCHERS = 1024,              /* Health.Watch calls */
+    DD_SESSION_MESSAGES = 1 << 16,   /* of one named session */
+    DD_SESSION_BYTES = 64 << 20,     /* its transcript and tools */
+};
+
+#endif

@@ -1,0 +1,166 @@
+/* live.h -- what service.c, inference.c and sessions.c share: the service, its live requests and
+ * its named sessions.
+ *
+ * A live request (dd_live) is a Chat, Generate, CreateSession or AppendMessages from admission to
+ * its end. It is freed when its call is finished and its run at the engine has ended, whichever
+ * comes last: a client that is gone leaves a request that waits for the engine's last word.
+ *
+ * Threads    loop thread only. */
+#ifndef DD_LIVE_H
+#define DD_LIVE_H
+
+#include "base/json.h"
+#include "daemon/codec.h"
+#include "daemon/engine_thread.h"
+#include "daemon/limits.h"
+#include "daemon/service.h"
+
+enum dd_method_id {
+    DD_M_CHAT,
+    DD_M_GENERATE,
+    DD_M_CANCEL,
+    DD_M_RENDER,
+    DD_M_PARSE,
+    DD_M_TOKENIZE,
+    DD_M_DETOKENIZE,
+    DD_M_CREATE,
+    DD_M_GET,
+    DD_M_LIST,
+    DD_M_CLOSE,
+    DD_M_APPEND,
+    DD_M_INFO,
+    DD_M_STATS,
+    DD_M_HEALTH_CHECK,
+    DD_M_HEALTH_WATCH,
+    DD_M_REFLECTION,
+};
+
+typedef struct dd_live dd_live;
+typedef struct dd_session dd_session;
+typedef struct dd_watcher dd_watcher;
+
+struct dd_service {
+    dd_service_options o;
+    enum dd_phase phase;
+    bool is_ready, is_faulty, is_freed;
+    dd_engine *engine;
+    uv_timer_t timer;       /* the earliest of all time limits */
+    uv_timer_t drain_timer; /* tells of the drain from a clean stack */
+    uint32_t n_closing;
+    dd_live *live;
+    uint32_t n_live, n_waiting;
+    uint64_t next_run;
+    dd_session *sessions;
+    uint32_t n_sessions;
+    dd_watcher *watchers;
+    uint32_t n_watchers;
+    uint64_t started_ns;
+    dd_stats stats; /* the totals */
+    void (*on_drained)(void *arg);
+    void *drained_arg;
+};
+
+struct dd_session {
+    dd_session *next;
+    char id[DD_ID_BYTES];
+    char *name;
+    uint32_t uid;
+    uint64_t generation, created_ns, used_ns, idle_timeout_ns;
+    dd_bytes *messages; /* packed; each malloc'ed */
+    size_t n_messages, cap_messages, bytes;
+    dd_bytes *tools;
+    size_t n_tools;
+    bool thinking, omit_reasoning, preserve;
+    dd_timeline *timeline; /* NULL: to be built from the transcript */
+    size_t n_rendered;     /* messages that the timeline holds */
+    bool needs_end;        /* the last turn was cut before its <|im_end|> */
+    bool is_open;          /* the last tool message was left open */
+    uint32_t n_tokens, ctx_tokens, ctx_wanted;
+    dd_live *busy;
+};
+
+typedef struct dd_item { /* an event that waits for the reader */
+    struct dd_item *next;
+    enum dd_event_kind kind;
+    uint32_t index;
+    uint64_t seq;
+    uint8_t *encoded; /* or NULL: text */
+    size_t len;
+    de_text text;
+} dd_item;
+
+typedef struct dd_call {
+    char id[32];
+    char *name, *arguments;
+    size_t arguments_len;
+    bool complete;
+} dd_call;
+
+enum dd_end { DD_END_NONE, DD_END_CANCEL, DD_END_TIME };
+
+struct dd_live {
+    dd_live *prev, *next;
+    dd_service *s;
+    dd_rpc *rpc; /* NULL: finished */
+    enum dd_method_id method;
+    uint64_t run;
+    uint32_t uid;
+    char request_id[DD_ID_BYTES];
+    dd_request req;
+    uint32_t *ids;
+    size_t n_ids;
+    dd_timeline *timeline;
+    dd_session *session;
+    bool leaves_open; /* the suffix ends in an open tool message */
+    delta_output *parser;
+    dd_call *calls;
+    size_t n_calls, cap_calls;
+    de_text reasoning, content; /* of the answer, for the transcript */
+    int64_t think_end;          /* id of </think>, or -1 */
+    bool in_reasoning;
+    bool is_running, is_started, is_waiting, is_paused, is_sending, is_ended;
+    enum dd_end end;
+    dd_item *first, *last;
+    uint32_t n_items;
+    size_t item_bytes;
+    uint64_t seq;
+    uint64_t arrived_ns, started_ns, first_token_ns, queue_until_ns, wall_until_ns;
+    dd_usage usage;
+};
+
+uint64_t dd_now_ns(void);
+/* n random characters of [A-Za-z0-9_-] and a NUL. 0 or -1. */
+int dd_random_text(char *to, size_t n);
+
+/* One answer, or none; both end the call. */
+void dd_answer(dd_rpc *r, uint8_t *msg, size_t len); /* msg NULL: out of memory */
+void dd_refuse(dd_rpc *r, const dd_status *st);
+/* Whether uid may touch what owner has. */
+bool dd_may(uint32_t uid, uint32_t owner);
+
+/* inference.c */
+void dd_live_start(dd_service *s, dd_rpc *r, enum dd_method_id m, const uint8_t *msg, size_t len);
+void dd_live_sent(dd_live *l);
+void dd_live_closed(dd_live *l);
+void dd_live_note(dd_service *s, const dd_note *n);
+void dd_live_fail(dd_live *l, const dd_status *st);
+void dd_live_cancel(dd_live *l, enum dd_end why);
+void dd_live_timer(dd_service *s);
+void dd_inference_call(dd_service *s, dd_rpc *r, const uint8_t *msg, size_t len);
+/* Renders messages and tools of r from `first` on, and tokenises. */
+int dd_render(dd_service *s, const dd_request *r, size_t first, enum delta_join join, bool open,
+              bool prompt, delta_rendered *ret_text, uint32_t **ret_ids, size_t *ret_n,
+              dd_status *st);
+
+/* sessions.c */
+/* Binds a Chat or AppendMessages to its session, or makes the session of CreateSession; completes
+ * l->req with the transcript and sets *ret_first, *ret_join. */
+int dd_session_begin(dd_live *l, size_t *ret_first, enum delta_join *ret_join, dd_status *st);
+/* The turn is over: n is the FINISHED note, or NULL if it never ran. */
+void dd_session_end(dd_live *l, const dd_note *n, bool ok);
+uint8_t *dd_session_answer(dd_live *l, size_t *ret_len); /* of Create and Append */
+void dd_session_call(dd_service *s, dd_rpc *r, const uint8_t *msg, size_t len);
+void dd_sessions_timer(dd_service *s, uint64_t now, uint64_t *next);
+void dd_sessions_free(dd_service *s);
+
+#endif

@@ -1,0 +1,446 @@
+/* sessions.c -- named sessions: a transcript, its tools, and a timeline at the engine.
+ *
+ * The timeline is the truth of what was sampled; the transcript is what is needed to render the
+ * next suffix and to show. A turn renders and computes only what is new. Where the timeline cannot
+ * be continued (the prompt was cut in the middle, a run failed), it is dropped and the next turn
+ * computes the whole transcript again.
+ *
+ * Limits     limits.max_named_sessions; DD_SESSION_MESSAGES and DD_SESSION_BYTES each. */
+#include <assert.h>
+#include <grp.h>
+#include <pwd.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "daemon/live.h"
+
+static void session_free(dd_service *s, dd_session *x)
+{
+    for (dd_session **p = &s->sessions; *p; p = &(*p)->next)
+        if (*p == x) {
+            *p = x->next;
+            s->n_sessions--;
+            break;
+        }
+    for (size_t i = 0; i < x->n_messages; i++)
+        free((void *)x->messages[i].data);
+    for (size_t i = 0; i < x->n_tools; i++)
+        free((void *)x->tools[i].data);
+    free(x->messages);
+    free(x->tools);
+    free(x->name);
+    dd_timeline_free(x->timeline);
+    free(x);
+}
+
+static int copy(dd_bytes from, dd_bytes *to)
+{
+    uint8_t *p = malloc(from.len ? from.len : 1);
+    if (!p)
+        return -1;
+    if (from.len)
+        memcpy(p, from.data, from.len);
+    *to = (dd_bytes){ p, from.len };
+    return 0;
+}
+
+/* Takes the bytes, also on failure. */
+static int add_message(dd_session *x, uint8_t *data, size_t len)
+{
+    if (!data)
+        return -1;
+    if (x->n_messages == x->cap_messages) {
+        size_t cap = x->cap_messages ? x->cap_messages * 2 : 8;
+        dd_bytes *more = realloc(x->messages, cap * sizeof *more);
+        if (!more) {
+            free(data);
+            return -1;
+        }
+        x->messages = more;
+        x->cap_messages = cap;
+    }
+    x->messages[x->n_messages++] = (dd_bytes){ data, len };
+    x->bytes += len;
+    return 0;
+}
+
+static dd_session *find(dd_service *s, uint32_t uid, const char *id, dd_status *st)
+{
+    for (dd_session *x = s->sessions; x; x = x->next)
+        if (strcmp(x->id, id) == 0 && dd_may(uid, x->uid))
+            return x;
+    dd_status_set(st, DD_NOT_FOUND, "SESSION_UNKNOWN", "there is no session of this id");
+    return NULL;
+}
+
+static int out_of_memory(dd_status *st)
+{
+    dd_status_set(st, DD_RESOURCE_EXHAUSTED, "OUT_OF_MEMORY", "no memory for the session");
+    return -1;
+}
+
+static dd_session *create(dd_live *l, dd_status *st)
+{
+    dd_service *s = l->s;
+    const dd_request *q = &l->req;
+    if (s->n_sessions >= s->o.config->limits.max_named_sessions) {
+        dd_status_set(st, DD_RESOURCE_EXHAUSTED, "SESSION_LIMIT",
+                      "%u sessions are open, the most there may be", s->n_sessions);
+        return NULL;
+    }
+    dd_session *x = calloc(1, sizeof *x);
+    if (!x) {
+        (void)out_of_memory(st);
+        return NULL;
+    }
+    x->next = s->sessions;
+    s->sessions = x;
+    s->n_sessions++;
+    x->name = strdup(q->name);
+    x->tools = calloc(q->n_tools ? q->n_tools : 1, sizeof *x->tools);
+    bool bad = !x->name || !x->tools || dd_random_text(x->id, 24) < 0;
+    for (size_t i = 0; !bad && i < q->n_tools; i++) {
+        bad = copy(q->packed_tools[i], &x->tools[i]) < 0;
+        x->n_tools += !bad;
+        x->bytes += q->packed_tools[i].len;
+    }
+    if (bad) {
+        (void)out_of_memory(st);
+        session_free(s, x);
+        return NULL;
+    }
+    x->uid = l->uid;
+    x->created_ns = x->used_ns = dd_now_ns();
+    x->idle_timeout_ns =
+        q->has_idle_timeout ? q->idle_timeout_ns : s->o.config->limits.session_idle_ns;
+    x->thinking = q->thinking;
+    x->preserve = q->has_preserve ? q->preserve : true;
+    x->omit_reasoning = q->omit_reasoning;
+    x->ctx_wanted = q->ctx_tokens;
+    return x;
+}
+
+static int check_turn(const dd_session *x, const dd_request *q, dd_status *st)
+{
+    size_t bytes = 0;
+    if (x->busy) {
+        dd_status_set(st, DD_ABORTED, "SESSION_BUSY", "the session's last turn still runs");
+        st->retry_ms = DD_RETRY_MS;
+        return -1;
+    }
+    if (q->has_expect && q->expect_generation != x->generation) {
+        dd_status_set(st, DD_FAILED_PRECONDITION, "GENERATION", "the session is at generation %llu",
+                      (unsigned long long)x->generation);
+        st->meta[0].key = "actual";
+        (void)snprintf(st->meta[0].value, sizeof st->meta[0].value, "%llu",
+                       (unsigned long long)x->generation);
+        st->meta[1].key = "expected";
+        (void)snprintf(st->meta[1].value, sizeof st->meta[1].value, "%llu",
+                       (unsigned long long)q->expect_generation);
+        st->n_meta = 2;
+        return -1;
+    }
+    for (size_t i = 0; i < q->n_messages; i++)
+        bytes += q->packed[i].len;
+    if (x->n_messages + q->n_messages > DD_SESSION_MESSAGES ||
+        x->bytes + bytes > DD_SESSION_BYTES) {
+        dd_status_set(st, DD_RESOURCE_EXHAUSTED, "SESSION_LIMIT",
+                      "a session has at most %d messages and %d bytes", DD_SESSION_MESSAGES,
+                      DD_SESSION_BYTES);
+        return -1;
+    }
+    if (q->n_tools) {
+        dd_status_set(st, DD_INVALID_ARGUMENT, "FIELD_INVALID",
+                      "a session has the tools it was created with");
+        (void)snprintf(st->field, sizeof st->field, "tools");
+        return -1;
+    }
+    if (q->tool_mode == DELTA_TOOLS_NONE && x->n_tools && !x->timeline) {
+        dd_status_set(st, DD_UNIMPLEMENTED, "NOT_IMPLEMENTED",
+                      "tool_choice none in the first turn of a session with tools is not "
+                      "implemented in this version");
+        return -1;
+    }
+    return 0;
+}
+
+int dd_session_begin(dd_live *l, size_t *ret_first, enum delta_join *ret_join, dd_status *st)
+{
+    dd_request *q = &l->req;
+    dd_session *x;
+    if (l->method == DD_M_CREATE)
+        x = create(l, st);
+    else
+        x = find(l->s, l->uid, q->session_id, st);
+    if (!x || (l->method != DD_M_CREATE && check_turn(x, q, st) < 0))
+        return -1;
+    l->session = x;
+    x->busy = l;
+    x->used_ns = dd_now_ns();
+    if (l->method == DD_M_CHAT && !q->has_thinking)
+        q->thinking = x->thinking;
+    q->preserve = q->has_preserve ? q->preserve : x->preserve;
+    q->omit_reasoning = q->omit_reasoning || x->omit_reasoning;
+    /* The whole conversation: transcript, then what is new. */
+    size_t old = x->n_messages, n = old + q->n_messages;
+    delta_message *all = malloc((n ? n : 1) * sizeof *all);
+    if (!all)
+        return out_of_memory(st);
+    int r = 0;
+    for (size_t i = 0; r == 0 && i < old; i++)
+        r = dd_codec_message(q, x->messages[i], &all[i], st);
+    if (q->n_messages)
+        memcpy(all + old, q->messages, q->n_messages * sizeof *all);
+    q->arena.limit += n * sizeof *all + 64 + x->n_tools * sizeof *q->tools + 64;
+    q->messages = de_arena_array(&q->arena, n, sizeof *all);
+    q->tools = l->method == DD_M_CREATE ? q->tools
+                                        : de_arena_array(&q->arena, x->n_tools, sizeof *q->tools);
+    if (!q->messages || !q->tools)
+        r = out_of_memory(st);
+    else if (n)
+        memcpy(q->messages, all, n * sizeof *all);
+    free(all);
+    q->n_messages = n;
+    if (l->method != DD_M_CREATE) {
+        for (size_t i = 0; r == 0 && i < x->n_tools; i++)
+            r = dd_codec_tool(q, x->tools[i], &q->tools[i], st);
+        q->n_tools = x->n_tools;
+    }
+    *ret_first = x->timeline ? x->n_rendered : 0;
+    *ret_join = x->is_open ? DELTA_JOIN_OPEN : DELTA_JOIN_AUTO;
+    if (r == 0 && l->method == DD_M_CHAT && n == 0) {
+        dd_status_set(st, DD_INVALID_ARGUMENT, "FIELD_INVALID", "the session has no messages yet");
+        (void)snprintf(st->field, sizeof st->field, "messages");
+        r = -1;
+    }
+    return r;
+}
+
+static void forget_timeline(dd_session *x)
+{
+    dd_timeline_free(x->timeline);
+    x->timeline = NULL;
+    x->n_rendered = 0;
+    x->n_tokens = x->ctx_tokens = 0;
+    x->needs_end = x->is_open = false;
+}
+
+static int add_answer(dd_live *l)
+{
+    dd_session *x = l->session;
+    dd_event *calls = calloc(l->n_calls ? l->n_calls : 1, sizeof *calls);
+    size_t n = 0, len = 0;
+    if (!calls)
+        return -1;
+    for (size_t i = 0; i < l->n_calls; i++)
+        if (l->calls[i].complete && l->calls[i].arguments) /* a cut call is no call */
+            calls[n++] = (dd_event){ .id = l->calls[i].id,
+                                     .name = l->calls[i].name ? l->calls[i].name : "",
+                                     .text = { l->calls[i].arguments, l->calls[i].arguments_len } };
+    uint8_t *msg =
+        dd_answer_encode(l->req.thinking, (delta_str){ l->reasoning.p, l->reasoning.len },
+                         (delta_str){ l->content.p, l->content.len }, calls, n, &len);
+    free(calls);
+    return add_message(x, msg, len);
+}
+
+/* The new messages, of the request, into the transcript. */
+static int add_new(dd_live *l)
+{
+    size_t old = l->session->n_messages;
+    for (size_t i = old; i < l->req.n_messages; i++) {
+        dd_bytes b;
+        if (copy(l->req.packed[i - old], &b) < 0 ||
+            add_message(l->session, (uint8_t *)b.data, b.len) < 0)
+            return -1;
+    }
+    return 0;
+}
+
+void dd_session_end(dd_live *l, const dd_note *n, bool ok)
+{
+    dd_session *x = l->session;
+    bool is_cut = n && n->finish == DELTA_FINISH_CANCELLED && n->n_generated == 0;
+    x->busy = NULL;
+    x->used_ns = dd_now_ns();
+    if (!n) { /* it never ran: nothing has changed */
+        if (l->method == DD_M_CREATE)
+            session_free(l->s, x);
+        return;
+    }
+    if (l->method == DD_M_CREATE && (!ok || is_cut || !l->rpc)) {
+        session_free(l->s, x); /* nobody knows its id */
+        return;
+    }
+    if (!ok || is_cut) { /* the turn did not happen */
+        forget_timeline(x);
+        return;
+    }
+    bool is_kept = add_new(l) == 0;
+    if (l->method == DD_M_CHAT)
+        is_kept = is_kept && add_answer(l) == 0;
+    int64_t end = delta_tokenizer_added_id(dd_engine_tokenizer(l->s->engine), "<|im_end|>");
+    x->n_rendered = x->n_messages;
+    x->n_tokens = n->n_timeline;
+    x->needs_end = l->method == DD_M_CHAT && (int64_t)n->last_token != end;
+    x->is_open = l->leaves_open;
+    if (l->method != DD_M_CREATE)
+        x->generation++;
+    if (!is_kept)
+        forget_timeline(x); /* the transcript lost something for want of memory */
+    dd_live_timer(l->s);
+}
+
+static dd_session_view view(const dd_session *x)
+{
+    uint64_t now = dd_now_ns();
+    return (dd_session_view){ .id = x->id,
+                              .name = x->name,
+                              .generation = x->generation,
+                              .n_messages = (uint32_t)x->n_messages,
+                              .n_tokens = x->n_tokens,
+                              .ctx_tokens = x->ctx_tokens,
+                              .owner_uid = x->uid,
+                              .busy = x->busy != NULL,
+                              .age_ns = now - x->created_ns,
+                              .idle_ns = x->busy ? 0 : now - x->used_ns,
+                              .idle_timeout_ns = x->idle_timeout_ns };
+}
+
+static void put_session(dd_wire_out *o, const dd_session *x)
+{
+    const dd_session_view v = view(x);
+    size_t len = 0;
+    uint8_t *p = dd_session_encode(&v, &len);
+    if (p)
+        dd_wire_put_bytes(o, 1, p, len);
+    o->failed = o->failed || !p;
+    free(p);
+}
+
+uint8_t *dd_session_answer(dd_live *l, size_t *ret_len)
+{
+    dd_wire_out o = { 0 };
+    put_session(&o, l->session);
+    if (l->method == DD_M_APPEND) {
+        size_t len = 0;
+        uint8_t *p = dd_usage_encode(&l->usage, &len);
+        if (p)
+            dd_wire_put_bytes(&o, 2, p, len);
+        o.failed = o.failed || !p;
+        free(p);
+    }
+    return dd_wire_take(&o, ret_len);
+}
+
+/* root, the daemon's own user, and members of policy.admin_group. */
+static bool is_admin(const dd_service *s, const dd_peer *p)
+{
+    const char *name = s->o.config->policy.admin_group;
+    gid_t groups[256];
+    int n = 256;
+    if (!p->is_unix)
+        return false;
+    if (dd_may(p->uid, UINT32_MAX))
+        return true;
+    const struct group *g = name && name[0] ? getgrnam(name) : NULL;
+    if (!g)
+        return false;
+    gid_t wanted = g->gr_gid;
+    const struct passwd *pw = getpwuid(p->uid);
+    if (p->gid == wanted)
+        return true;
+    if (!pw || getgrouplist(pw->pw_name, p->gid, groups, &n) < 0)
+        return false;
+    for (int i = 0; i < n; i++)
+        if (groups[i] == wanted)
+            return true;
+    return false;
+}
+
+static void get(dd_service *s, dd_rpc *r, const dd_request *q)
+{
+    dd_status st;
+    dd_wire_out o = { 0 };
+    size_t len = 0;
+    const dd_session *x = find(s, r->peer.uid, q->session_id, &st);
+    if (!x) {
+        dd_refuse(r, &st);
+        return;
+    }
+    put_session(&o, x);
+    for (size_t i = 0; q->with_messages && i < x->n_messages; i++)
+        dd_wire_put_bytes(&o, 2, x->messages[i].data, x->messages[i].len);
+    for (size_t i = 0; q->with_messages && i < x->n_tools; i++)
+        dd_wire_put_bytes(&o, 3, x->tools[i].data, x->tools[i].len);
+    uint8_t *msg = dd_wire_take(&o, &len);
+    dd_answer(r, msg, len);
+}
+
+static void close_session(dd_service *s, dd_rpc *r, const dd_request *q)
+{
+    dd_status st;
+    dd_session *x = find(s, r->peer.uid, q->session_id, &st);
+    if (x && x->busy) {
+        dd_status_set(&st, DD_ABORTED, "SESSION_BUSY", "a turn runs; cancel it first");
+        st.retry_ms = DD_RETRY_MS;
+        x = NULL;
+    }
+    if (!x) {
+        dd_refuse(r, &st);
+        return;
+    }
+    session_free(s, x);
+    dd_answer(r, calloc(1, 1), 0);
+}
+
+void dd_session_call(dd_service *s, dd_rpc *r, const uint8_t *msg, size_t len)
+{
+    dd_request q;
+    dd_status st = { 0 };
+    enum dd_method_id m = (enum dd_method_id)r->method->id;
+    enum dd_request_kind kind = m == DD_M_GET    ? DD_REQ_GET
+                                : m == DD_M_LIST ? DD_REQ_LIST
+                                                 : DD_REQ_CLOSE;
+    if (dd_request_decode(kind, msg, len, &q, &st) < 0) {
+        dd_refuse(r, &st);
+    } else if (m == DD_M_GET) {
+        get(s, r, &q);
+    } else if (m == DD_M_CLOSE) {
+        close_session(s, r, &q);
+    } else if (q.all_users && !is_admin(s, &r->peer)) {
+        dd_status_set(&st, DD_PERMISSION_DENIED, "NOT_ADMIN",
+                      "all_users is for members of policy.admin_group");
+        dd_refuse(r, &st);
+    } else {
+        dd_wire_out o = { 0 };
+        size_t n = 0;
+        for (const dd_session *x = s->sessions; x; x = x->next)
+            if (q.all_users || x->uid == r->peer.uid)
+                put_session(&o, x);
+        uint8_t *answer = dd_wire_take(&o, &n);
+        dd_answer(r, answer, n);
+    }
+    dd_request_done(&q);
+}
+
+void dd_sessions_timer(dd_service *s, uint64_t now, uint64_t *next)
+{
+    for (dd_session *x = s->sessions, *after; x; x = after) {
+        after = x->next;
+        if (!x->idle_timeout_ns || x->busy)
+            continue;
+        uint64_t at = x->used_ns + x->idle_timeout_ns;
+        if (now >= at)
+            session_free(s, x);
+        else if (!*next || at < *next)
+            *next = at;
+    }
+}
+
+void dd_sessions_free(dd_service *s)
+{
+    while (s->sessions)
+        session_free(s, s->sessions);
+}
