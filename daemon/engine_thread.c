@@ -424,6 +424,7 @@ static void *thread_main(void *arg)
         if (dd_mailbox_is_closed(&e->box))
             break;
         try_waiting(e);
+        send_out(e); /* who was started hears of it before the step */
         if (e->n_running && !e->fault.code) {
             const delta_event *events = NULL;
             size_t n = 0;
