@@ -9,6 +9,10 @@
  * not deltad, or of another user, by trying to connect. Only a socket that nobody answers is
  * replaced. What was inherited is neither checked so nor ever removed.
  *
+ * The Unix socket of gRPC takes ttrpc too, so that a tool need not know which of the two paths it
+ * was given: what a peer sends first tells. A frame of ttrpc begins with the high byte of a length
+ * under 4 MiB, which is 0, HTTP/2 with "PRI". Until then the connection waits here.
+ *
  * When descriptors run out, or as many connections are open as may be, accepting pauses: peers
  * wait in the backlog, and nothing spins. What one user has too many of is closed at once, so that
  * the others need not wait for him. */
@@ -72,6 +76,14 @@ struct uid_count {
     uint32_t uid, n;
 };
 
+struct pending { /* accepted, and has not said anything yet */
+    uv_poll_t poll;
+    struct dd_listen *owner;
+    int fd;
+    dd_peer peer;
+    struct pending *prev, *next;
+};
+
 struct dd_listen {
     uv_loop_t *loop;
     const dd_config *config;
@@ -80,6 +92,7 @@ struct dd_listen {
     dd_ttrpc_server *ttrpc;
     struct listener *listeners[LISTENERS_MAX];
     size_t n_listeners;
+    struct pending *pending;
     uv_timer_t pause, sweep;
     uint32_t n_handles;
     struct conn **by_fd; /* [by_fd_size] gRPC's connections */
@@ -225,6 +238,72 @@ static int add_ttrpc(dd_listen *l, int fd, const dd_peer *peer)
     return -1;
 }
 
+/* ---- which of the two ---- */
+
+static void on_handle_closed(uv_handle_t *h);
+
+static void on_pending_closed(uv_handle_t *h)
+{
+    struct pending *p = (struct pending *)h;
+    uv_handle_t owner = { .data = p->owner };
+    free(p);
+    on_handle_closed(&owner);
+}
+
+/* Takes it from the list; its descriptor is the caller's now. */
+static int unpend(struct pending *p)
+{
+    dd_listen *l = p->owner;
+    *(p->prev ? &p->prev->next : &l->pending) = p->next;
+    if (p->next)
+        p->next->prev = p->prev;
+    count_out(l, p->peer.uid);
+    (void)uv_poll_stop(&p->poll);
+    uv_close((uv_handle_t *)&p->poll, on_pending_closed);
+    return p->fd;
+}
+
+static void on_first_byte(uv_poll_t *poll, int status, int events)
+{
+    struct pending *p = (struct pending *)poll;
+    dd_listen *l = p->owner;
+    uint8_t first;
+    (void)events;
+    ssize_t n = status < 0 ? 0 : recv(p->fd, &first, 1, MSG_PEEK | MSG_DONTWAIT);
+    if (n < 0 && (errno == EAGAIN || errno == EINTR))
+        return;
+    const dd_peer peer = p->peer;
+    const int fd = unpend(p);
+    if (n <= 0)
+        (void)close(fd); /* it went without a word */
+    else if (first == 0)
+        (void)add_ttrpc(l, fd, &peer);
+    else
+        (void)add_grpc(l, fd, &peer);
+}
+
+static int pend(dd_listen *l, int fd, const dd_peer *peer)
+{
+    struct pending *p = calloc(1, sizeof *p);
+    if (!p || uv_poll_init(l->loop, &p->poll, fd) < 0) {
+        (void)close(fd);
+        free(p);
+        errno = ENOMEM;
+        return -1;
+    }
+    l->n_handles++;
+    p->owner = l;
+    p->fd = fd;
+    p->peer = *peer;
+    p->next = l->pending;
+    if (p->next)
+        p->next->prev = p;
+    l->pending = p;
+    count_in(l, peer->uid);
+    (void)uv_poll_start(&p->poll, UV_READABLE | UV_DISCONNECT, on_first_byte);
+    return 0;
+}
+
 /* ---- accept ---- */
 
 static bool is_loopback(const struct sockaddr *a)
@@ -299,7 +378,9 @@ static int admit(struct listener *k, int fd, const struct sockaddr *a)
         (void)close(fd);
         return 0;
     }
-    return k->transport == GRPC ? add_grpc(l, fd, &p) : add_ttrpc(l, fd, &p);
+    if (k->transport == TTRPC)
+        return add_ttrpc(l, fd, &p);
+    return p.is_unix ? pend(l, fd, &p) : add_grpc(l, fd, &p);
 }
 
 static void on_connection(uv_poll_t *poll, int status, int events);
@@ -724,6 +805,8 @@ static void on_transport_gone(void *arg)
 void dd_listen_shutdown(dd_listen *l, bool now, void (*on_gone)(void *arg), void *arg)
 {
     dd_listen_stop(l);
+    while (l->pending)
+        (void)close(unpend(l->pending));
     if (!l->on_gone) {
         l->on_gone = on_gone;
         l->on_gone_arg = arg;
