@@ -253,7 +253,8 @@ void de_linear(de_model *m, const de_panels *w, const float *x, size_t ldx, uint
     linear_job j = { m->hot, w, x, y, ldx, ldy, rows, (w->out + DE_PANEL - 1) / DE_PANEL, 8 };
     if (rows == 0)
         return;
-    de_pool_run(m->pool, (j.panels + j.per_task - 1) / j.per_task, linear_task, &j);
+    de_pool_run(m->pool, (j.panels + j.per_task - 1) / j.per_task, (uint64_t)rows * w->in * w->out,
+                linear_task, &j);
 }
 
 /* ---- forward */
@@ -280,7 +281,8 @@ static void norm_task(void *arg, uint32_t task, uint32_t thread)
 static void norm_rows(de_model *m, float *y, const float *x, const float *w, uint32_t n_rows)
 {
     row_job j = { m, x, w, y, n_rows };
-    de_pool_run(m->pool, (n_rows + ROWS_PER_TASK - 1) / ROWS_PER_TASK, norm_task, &j);
+    de_pool_run(m->pool, (n_rows + ROWS_PER_TASK - 1) / ROWS_PER_TASK,
+                (uint64_t)n_rows * m->shape.hidden * 4, norm_task, &j);
 }
 
 static void add_rows(de_model *m, uint32_t n_rows)

@@ -127,12 +127,16 @@ void de_layer_attn(de_model *m, const de_layer *l, const de_batch *b)
     const de_shape *s = &m->shape;
     const uint32_t T = b->n_rows, H = s->hidden;
     attn_job j = { m, l, b, 0 };
-    for (uint32_t i = 0; i < b->n_seqs; i++)
-        j.blocks += (b->seqs[i].n_rows + ROWS - 1) / ROWS;
+    uint64_t pairs = 0; /* row, key */
+    for (uint32_t i = 0; i < b->n_seqs; i++) {
+        const de_batch_seq *q = &b->seqs[i];
+        j.blocks += (q->n_rows + ROWS - 1) / ROWS;
+        pairs += (uint64_t)q->n_rows * (q->start + q->n_rows);
+    }
     de_linear(m, &l->q, m->x, H, T, m->wide[0], (size_t)s->q_heads * 2 * D);
     de_linear(m, &l->k, m->x, H, T, m->wide[1], (size_t)s->kv_heads * D);
     de_linear(m, &l->v, m->x, H, T, m->wide[2], (size_t)s->kv_heads * D);
-    de_pool_run(m->pool, b->n_seqs, keys_task, &j);
-    de_pool_run(m->pool, j.blocks * s->q_heads, attn_task, &j);
+    de_pool_run(m->pool, b->n_seqs, (uint64_t)T * s->kv_heads * D * 16, keys_task, &j);
+    de_pool_run(m->pool, j.blocks * s->q_heads, pairs * s->q_heads * 2 * D, attn_task, &j);
     de_linear(m, &l->o, m->mixed, (size_t)s->q_heads * D, T, m->y, H);
 }

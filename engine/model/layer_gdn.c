@@ -169,7 +169,7 @@ void de_layer_gdn(de_model *m, const de_layer *l, const de_batch *b)
     de_linear(m, &l->z, m->x, H, T, m->wide[2], (size_t)V * D);
     de_linear(m, &l->b, m->x, H, T, m->small[0], V);
     de_linear(m, &l->a, m->x, H, T, m->small[1], V);
-    de_pool_run(m->pool, b->n_seqs, conv_task, &j);
-    de_pool_run(m->pool, b->n_seqs * V, head_task, &j);
+    de_pool_run(m->pool, b->n_seqs, (uint64_t)T * s->gdn_channels * 32, conv_task, &j);
+    de_pool_run(m->pool, b->n_seqs * V, (uint64_t)T * V * 4 * D * D, head_task, &j);
     de_linear(m, &l->out, m->mixed, (size_t)V * D, T, m->y, H);
 }

@@ -108,7 +108,8 @@ void de_layer_moe(de_model *m, const de_layer *l, uint32_t n_rows)
     for (uint32_t r = 0; r < n_rows; r++)
         route_row(m, r);
     group(m, n_rows);
-    de_pool_run(m->pool, s->n_experts + 1, expert_task, &j);
+    const uint64_t work = (uint64_t)n_rows * 3 * H * (k * s->moe_width + s->shared_width);
+    de_pool_run(m->pool, s->n_experts + 1, work, expert_task, &j);
     for (uint32_t r = 0; r < n_rows; r++) {
         const float *from = m->expert_out + (size_t)r * (k + 1) * H;
         float *y = m->y + (size_t)r * H;

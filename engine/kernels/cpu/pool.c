@@ -2,7 +2,9 @@
  *
  * A job is announced by raising `job`; workers spin a little for it, since the
  * next loop of a forward comes within microseconds, then sleep. Tasks are
- * taken by an atomic counter. */
+ * taken by an atomic counter. A job ends when its tasks have ended, not when
+ * every worker has seen it: where the processor is shared, a worker that does
+ * not run must not hold up a hundred jobs a token. */
 #include "kernels/cpu/pool.h"
 
 #include <pthread.h>
@@ -18,9 +20,11 @@ struct de_pool {
     pthread_t *workers;
     pthread_mutex_t lock; /* guards sleeping and waking */
     pthread_cond_t wake;
-    atomic_uint job, next_task, working; /* working: workers that have not finished this job */
+    atomic_uint job;                   /* raised with every job */
+    atomic_uint unclaimed, unfinished; /* tasks of the job */
+    atomic_uint sleepers;              /* workers that wait on wake */
     atomic_bool stop;
-    uint32_t n_tasks;
+    uint32_t n_tasks; /* this and below: written only while unfinished is 0 */
     void (*run)(void *, uint32_t, uint32_t);
     void *arg;
 };
@@ -37,13 +41,19 @@ static void relax(void)
 #endif
 }
 
+/* Claims tasks until none is left. A worker that comes late, even from an earlier job, does no
+ * harm: a claim succeeds only while the job has an unclaimed task, so the job cannot end, nor its
+ * fields change, before that task is done. The fields are read after the claim. */
 static void take_tasks(de_pool *p, uint32_t thread)
 {
-    for (;;) {
-        uint32_t t = atomic_fetch_add_explicit(&p->next_task, 1, memory_order_relaxed);
-        if (t >= p->n_tasks)
-            return;
-        p->run(p->arg, t, thread);
+    unsigned left = atomic_load_explicit(&p->unclaimed, memory_order_relaxed);
+    while (left > 0) {
+        if (!atomic_compare_exchange_weak_explicit(&p->unclaimed, &left, left - 1,
+                                                   memory_order_acquire, memory_order_relaxed))
+            continue; /* left was loaded anew */
+        p->run(p->arg, p->n_tasks - left, thread);
+        atomic_fetch_sub_explicit(&p->unfinished, 1, memory_order_release);
+        left = atomic_load_explicit(&p->unclaimed, memory_order_relaxed);
     }
 }
 
@@ -58,15 +68,16 @@ static void *work(void *start)
             relax();
         if (atomic_load(&p->job) == seen) {
             pthread_mutex_lock(&p->lock);
+            atomic_fetch_add(&p->sleepers, 1); /* before the last look at job */
             while (atomic_load(&p->job) == seen && !atomic_load(&p->stop))
                 pthread_cond_wait(&p->wake, &p->lock);
+            atomic_fetch_sub(&p->sleepers, 1);
             pthread_mutex_unlock(&p->lock);
         }
         if (atomic_load(&p->stop))
             return NULL;
         seen = atomic_load(&p->job);
         take_tasks(p, s.thread);
-        atomic_fetch_sub(&p->working, 1);
     }
 }
 
@@ -126,11 +137,12 @@ uint32_t de_pool_threads(const de_pool *p)
     return p->n_threads;
 }
 
-void de_pool_run(de_pool *p, uint32_t n_tasks, void (*run)(void *, uint32_t, uint32_t), void *arg)
+void de_pool_run(de_pool *p, uint32_t n_tasks, uint64_t work,
+                 void (*run)(void *, uint32_t, uint32_t), void *arg)
 {
     if (n_tasks == 0)
         return;
-    if (n_tasks == 1 || p->n_workers == 0) {
+    if (n_tasks == 1 || work < DE_POOL_MIN_WORK || p->n_workers == 0) {
         for (uint32_t t = 0; t < n_tasks; t++)
             run(arg, t, 0);
         return;
@@ -138,14 +150,17 @@ void de_pool_run(de_pool *p, uint32_t n_tasks, void (*run)(void *, uint32_t, uin
     p->n_tasks = n_tasks;
     p->run = run;
     p->arg = arg;
-    atomic_store(&p->next_task, 0);
-    atomic_store(&p->working, p->n_workers);
-    pthread_mutex_lock(&p->lock);
+    atomic_store_explicit(&p->unfinished, n_tasks, memory_order_relaxed);
+    atomic_store_explicit(&p->unclaimed, n_tasks, memory_order_release);
     atomic_fetch_add(&p->job, 1);
-    pthread_cond_broadcast(&p->wake);
-    pthread_mutex_unlock(&p->lock);
+    /* a worker counts itself before it looks at job for the last time: one of the two sees the other */
+    if (atomic_load(&p->sleepers) > 0) {
+        pthread_mutex_lock(&p->lock);
+        pthread_cond_broadcast(&p->wake);
+        pthread_mutex_unlock(&p->lock);
+    }
     take_tasks(p, 0);
-    for (int i = 0; atomic_load(&p->working); i++)
+    for (int i = 0; atomic_load_explicit(&p->unfinished, memory_order_acquire) > 0; i++)
         if (i < SPINS)
             relax();
         else
