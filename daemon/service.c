@@ -223,7 +223,13 @@ void dd_service_message(dd_service *s, dd_rpc *r, const uint8_t *msg, size_t len
     enum dd_method_id m = (enum dd_method_id)r->method->id;
     dd_status st;
     if (m == DD_M_REFLECTION) {
-        dd_reflection_message(r, msg, len);
+        if (r->peer.is_unix || s->o.config->server.tcp_reflection) {
+            dd_reflection_message(r, msg, len);
+            return;
+        }
+        dd_status_set(&st, DD_UNIMPLEMENTED, "REFLECTION_OFF",
+                      "reflection is off on TCP (server.tcp_reflection)");
+        dd_refuse(r, &st);
         return;
     }
     if (m == DD_M_HEALTH_CHECK || m == DD_M_HEALTH_WATCH) {

@@ -98,6 +98,20 @@ class Faults(unittest.TestCase):
                 list(c.stream(GENERATE, data))
             self.assertEqual(caught.exception.code, 3)
 
+    def test_reflection_is_for_the_unix_socket_alone_by_default(self):
+        r = module("grpc/reflection/v1/reflection.proto")
+
+        def ask(address):
+            stub = self.d.stub("grpc/reflection/v1/reflection.proto", "ServerReflection",
+                               self.d.channel(address))
+            question = r.ServerReflectionRequest(list_services="")
+            return [s.name for a in stub.ServerReflectionInfo(iter([question]), timeout=20)
+                    for s in a.list_services_response.service]
+        self.assertIn("deltad.v1.InferenceService", ask(self.d.address))
+        with self.assertRaises(grpc.RpcError) as caught:
+            ask(self.d.tcp_address)
+        self.assertEqual(caught.exception.code(), grpc.StatusCode.UNIMPLEMENTED)
+
     def test_second_instance_is_refused_and_the_first_lives(self):
         second = Daemon(wait=False, folder=self.d.folder)
         self.assertEqual(second.process.wait(20), 78, second.log)
