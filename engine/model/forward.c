@@ -313,7 +313,8 @@ static void fill_rope(de_model *m, const de_batch *b)
 static int check_batch(const de_model *m, const de_batch *b, delta_error *err)
 {
     const de_model_options *o = &m->options;
-    if (b->n_rows > o->max_rows || b->n_seqs > o->max_seqs || b->n_out > o->max_out)
+    if (b->n_rows > o->max_rows || b->n_seqs > o->max_seqs || b->n_out > o->max_out ||
+        b->n_out > b->n_rows)
         return delta_fail(err, DELTA_EINVALID,
                           "batch of %u rows, %u sequences, %u outputs; the "
                           "model takes %u, %u, %u",
