@@ -97,7 +97,7 @@ static int in_range(enum range_id id, double v, dd_status *st)
 
 static int no_memory(dd_status *st)
 {
-    dd_status_set(st, DD_RESOURCE_EXHAUSTED, "REQUEST_TOO_LARGE",
+    dd_status_set(st, DD_INVALID_ARGUMENT, "REQUEST_TOO_LARGE",
                   "the request needs more memory than a request may have");
     return -1;
 }

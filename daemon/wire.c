@@ -106,7 +106,7 @@ ProtobufCMessage *dd_wire_unpack(const ProtobufCMessageDescriptor *d, de_arena *
         return NULL;
     ProtobufCMessage *m = protobuf_c_message_unpack(d, &allocator, len, msg);
     if (!m && a->used > limit / 2)
-        dd_status_set(st, DD_RESOURCE_EXHAUSTED, "REQUEST_TOO_LARGE",
+        dd_status_set(st, DD_INVALID_ARGUMENT, "REQUEST_TOO_LARGE",
                       "the request needs more than %zu bytes when unpacked", limit);
     else if (!m)
         dd_status_set(st, DD_INVALID_ARGUMENT, "MALFORMED", "the request is malformed");
