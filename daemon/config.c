@@ -87,8 +87,6 @@ static const struct key keys[] = {
       .default_ = "512", .help = "Connections of one user at once." },
     { "server", "max_message_bytes", BYTES, AT(server.max_message_bytes), 65536, 64U << 20,
       .default_ = "16M", .help = "Longest request message; ttrpc ends at 4M by its own rule." },
-    { "server", "tcp_reflection", BOOL, AT(server.tcp_reflection), .default_ = "no",
-      .help = "Answer gRPC reflection on TCP too." },
 
     { "limits", "max_queue", U32, AT(limits.max_queue), 0, 65536, .default_ = "64",
       .help = "Requests that wait for a slot; more are refused." },
@@ -104,8 +102,6 @@ static const struct key keys[] = {
       .default_ = "30min", .help = "A named session that rests for so long is closed; 0: never." },
     { "limits", "max_named_sessions", U32, AT(limits.max_named_sessions), 0, 65536,
       .default_ = "64", .help = "Named sessions at once." },
-    { "limits", "prefill_worker_bytes", BYTES, AT(limits.prefill_worker_bytes), 1024, 64U << 20,
-      .default_ = "16K", .help = "Longer prompts are prepared by a worker thread." },
 
     { "policy", "admin_group", TEXT, AT(policy.admin_group), 0, 64, .default_ = "",
       .help = "Members see and close everybody's sessions; empty: root and deltad's user alone." },

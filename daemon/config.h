@@ -34,7 +34,6 @@ typedef struct dd_config {
         uint32_t max_connections;
         uint32_t max_connections_per_uid;
         uint32_t max_message_bytes;
-        bool tcp_reflection;
     } server;
     struct {
         uint32_t max_queue; /* requests waiting for a slot */
@@ -44,7 +43,6 @@ typedef struct dd_config {
         uint64_t drain_limit_ns;     /* SIGTERM: streams may run on for so long */
         uint64_t session_idle_ns;    /* named sessions; 0: never */
         uint32_t max_named_sessions;
-        uint32_t prefill_worker_bytes; /* longer prompts are rendered and tokenised by a worker */
     } limits;
     struct {
         char *admin_group; /* members may see and close all sessions; "" : root and owner only */
