@@ -87,6 +87,8 @@ static const struct key keys[] = {
       .default_ = "512", .help = "Connections of one user at once." },
     { "server", "max_message_bytes", BYTES, AT(server.max_message_bytes), 65536, 64U << 20,
       .default_ = "16M", .help = "Longest request message; ttrpc ends at 4M by its own rule." },
+    { "server", "tcp_reflection", BOOL, AT(server.tcp_reflection), .default_ = "no",
+      .help = "Answer gRPC reflection on TCP too." },
 
     { "limits", "max_queue", U32, AT(limits.max_queue), 0, 65536, .default_ = "64",
       .help = "Requests that wait for a slot; more are refused." },

@@ -34,6 +34,7 @@ typedef struct dd_config {
         uint32_t max_connections;
         uint32_t max_connections_per_uid;
         uint32_t max_message_bytes;
+        bool tcp_reflection;
     } server;
     struct {
         uint32_t max_queue; /* requests waiting for a slot */
