@@ -732,7 +732,7 @@ int main(int argc, char **argv)
         free(names[i]);
     }
     if (!of_cases)
-        of_cases = demo_model();
+        of_cases = checkpoint_of(dir, "demo", argc, argv);
     check_tokenizer(dir, of_cases, &t);
     check_chat(dir, &t);
     free(of_cases);
