@@ -263,6 +263,7 @@ static void try_waiting(dd_engine *e)
                 t->waits_next = e->waiting;
                 e->waiting = t;
                 t->is_waiting = true;
+                tell(e, &(dd_note){ .kind = DD_NOTE_QUEUED, .run = t->run.id });
                 break;
             }
         }

@@ -23,7 +23,7 @@ enum dd_note_kind {
     DD_NOTE_READY,   /* the engine is open */
     DD_NOTE_FATAL,   /* text: why; all runs have ended */
     DD_NOTE_LOG,     /* text: a warning of the engine's */
-    DD_NOTE_QUEUED,  /* no room yet: n runs are before it */
+    DD_NOTE_QUEUED,  /* no room yet, or still none; n runs are before it */
     DD_NOTE_STARTED, /* the engine took the run */
     DD_NOTE_PREFILL,
     DD_NOTE_TOKEN,

@@ -237,7 +237,8 @@ int dd_render(dd_service *s, const dd_request *r, size_t first, enum delta_join 
         .messages = r->messages,
         .n_messages = r->n_messages,
         .tools_json = r->tools,
-        .n_tools = r->tool_mode == DELTA_TOOLS_NONE ? 0 : r->n_tools,
+        /* A session's tools stay in its prompt: its beginning was computed with them. */
+        .n_tools = r->tool_mode == DELTA_TOOLS_NONE && !r->session_id[0] ? 0 : r->n_tools,
         .add_generation_prompt = prompt,
         .enable_thinking = r->thinking,
         .preserve_thinking = r->preserve,
@@ -444,6 +445,12 @@ static int launch(dd_live *l, dd_status *st)
     return 0;
 }
 
+/* Nothing to compute and nothing to reserve: no need of the engine yet. */
+static bool is_empty_session(const dd_live *l)
+{
+    return l->method == DD_M_CREATE && l->n_ids == 0 && !l->req.ctx_tokens;
+}
+
 void dd_live_start(dd_service *s, dd_rpc *r, enum dd_method_id m, const uint8_t *msg, size_t len)
 {
     dd_status st = { 0 };
@@ -478,10 +485,21 @@ void dd_live_start(dd_service *s, dd_rpc *r, enum dd_method_id m, const uint8_t 
                                                      : DD_REQ_APPEND;
     if (dd_request_decode(kind, msg, len, &l->req, &st) < 0 ||
         take_request_id(l, l->req.request_id, &st) < 0 || make_prompt(l, &st) < 0 ||
-        (m == DD_M_CHAT && make_parser(l, &st) < 0) || launch(l, &st) < 0) {
+        (m == DD_M_CHAT && make_parser(l, &st) < 0) ||
+        (!is_empty_session(l) && launch(l, &st) < 0)) {
         if (l->session)
             dd_session_end(l, NULL, false);
         dd_live_fail(l, &st);
+        return;
+    }
+    if (is_empty_session(l)) {
+        size_t n = 0;
+        l->session->busy = NULL;
+        uint8_t *answer = dd_session_answer(l, &n);
+        l->rpc = NULL;
+        dd_answer(r, answer, n);
+        live_free(l);
+        dd_live_timer(s);
         return;
     }
     if (l->req.max_queue_ns)
@@ -744,8 +762,10 @@ void dd_live_note(dd_service *s, const dd_note *n)
         return;
     switch (n->kind) {
     case DD_NOTE_QUEUED:
+        s->n_waiting += !l->is_waiting;
         l->is_waiting = true;
-        s->n_waiting++;
+        if (dd_sessions_evict(s))
+            break; /* there will be room soon */
         if (s->n_waiting > s->o.config->limits.max_queue) {
             dd_status st;
             dd_status_set(&st, DD_RESOURCE_EXHAUSTED, "QUEUE_FULL", "%u requests are waiting",

@@ -161,6 +161,8 @@ void dd_session_end(dd_live *l, const dd_note *n, bool ok);
 uint8_t *dd_session_answer(dd_live *l, size_t *ret_len); /* of Create and Append */
 void dd_session_call(dd_service *s, dd_rpc *r, const uint8_t *msg, size_t len);
 void dd_sessions_timer(dd_service *s, uint64_t now, uint64_t *next);
+/* Somebody waits for room: the session that was idle longest gives up its timeline. false: none. */
+bool dd_sessions_evict(dd_service *s);
 void dd_sessions_free(dd_service *s);
 
 #endif

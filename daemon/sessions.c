@@ -2,8 +2,8 @@
  *
  * The timeline is the truth of what was sampled; the transcript is what is needed to render the
  * next suffix and to show. A turn renders and computes only what is new. Where the timeline cannot
- * be continued (the prompt was cut in the middle, a run failed), it is dropped and the next turn
- * computes the whole transcript again.
+ * be continued (the prompt was cut in the middle, a run failed) or its place is needed by somebody
+ * who waits, it is dropped and the next turn computes the whole transcript again.
  *
  * Limits     limits.max_named_sessions; DD_SESSION_MESSAGES and DD_SESSION_BYTES each. */
 #include <assert.h>
@@ -156,12 +156,6 @@ static int check_turn(const dd_session *x, const dd_request *q, dd_status *st)
         (void)snprintf(st->field, sizeof st->field, "tools");
         return -1;
     }
-    if (q->tool_mode == DELTA_TOOLS_NONE && x->n_tools && !x->timeline) {
-        dd_status_set(st, DD_UNIMPLEMENTED, "NOT_IMPLEMENTED",
-                      "tool_choice none in the first turn of a session with tools is not "
-                      "implemented in this version");
-        return -1;
-    }
     return 0;
 }
 
@@ -224,6 +218,17 @@ static void forget_timeline(dd_session *x)
     x->n_rendered = 0;
     x->n_tokens = x->ctx_tokens = 0;
     x->needs_end = x->is_open = false;
+}
+
+bool dd_sessions_evict(dd_service *s)
+{
+    dd_session *oldest = NULL;
+    for (dd_session *x = s->sessions; x; x = x->next)
+        if (x->timeline && !x->busy && (!oldest || x->used_ns < oldest->used_ns))
+            oldest = x;
+    if (oldest)
+        forget_timeline(oldest);
+    return oldest != NULL;
 }
 
 static int add_answer(dd_live *l)
