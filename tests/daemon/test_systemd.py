@@ -63,6 +63,11 @@ class Daemon:
                                              *arguments], env=env, stdin=subprocess.DEVNULL,
                                             stdout=log, stderr=log)
 
+    def drain_notices(self):
+        """Takes notices until none comes for half a second."""
+        while select.select([self.notify], [], [], 0.5)[0]:
+            self.notify.recv(8192)
+
     def write_config(self, text):
         with open(self.config, "w", encoding="utf-8") as file:
             file.write(text)
@@ -361,6 +366,10 @@ class Service(unittest.TestCase):
                 self.assertEqual(daemon.health(channel), 1)
             for _ in range(200):
                 daemon.process.send_signal(signal.SIGHUP)
+                # as systemd does; a notice that nobody takes would block once the socket is full
+                while select.select([daemon.notify], [], [], 0)[0]:
+                    daemon.notify.recv(8192)
+            daemon.drain_notices()
             with daemon.channel() as channel:
                 self.assertEqual(daemon.health(channel), 1)
             self.assertEqual(daemon.stop(), 0)
