@@ -113,7 +113,8 @@ class Grpc(Base):
                                                        compression=grpc.Compression.Gzip))
         self.rejects(code.RESOURCE_EXHAUSTED,
                      lambda: unary(c, "Unary", metadata=[("k", "v" * 20000)]))
-        self.assertEqual(unary(c, "Unary", b"still here"), b"still here")
+        # gRPC core may end a connection over its metadata limit; the daemon is still here
+        self.assertEqual(unary(self.d.channel(), "Unary", b"still here"), b"still here")
         self.d.wait_until(lambda: stats(self.d)[0] == 0)
 
     def test_cancel_is_seen_at_once(self):

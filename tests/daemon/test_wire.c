@@ -97,7 +97,8 @@ TEST(unpacking_stops_at_its_memory_limit)
         bytes[i + 1] = 0;
     }
     CHECK_EQ(decode(DD_REQ_CHAT, bytes, n), -1);
-    CHECK_EQ((int)st.code, (int)DD_RESOURCE_EXHAUSTED);
+    CHECK_EQ((int)st.code, (int)DD_INVALID_ARGUMENT);
+    CHECK_STR(st.reason, "REQUEST_TOO_LARGE");
     CHECK(r.arena.used <= r.arena.limit);
     dd_request_done(&r);
     free(bytes);
