@@ -1,0 +1,517 @@
+/* test_service.c -- the service in this process, over the fake engine, with a scripted transport. */
+#include <time.h>
+#include <uv.h>
+
+#include "daemon/codec_std.h"
+#include "daemon/config.h"
+#include "daemon/service.h"
+#include "daemon/wire.h"
+#include "deltad/v1/inference.pb-c.h"
+#include "deltad/v1/session.pb-c.h"
+#include "support/tap.h"
+
+typedef struct call {
+    dd_rpc rpc; /* first */
+    struct {
+        uint8_t *p;
+        size_t len;
+    } sent[4096];
+    size_t n_sent, n_acked;
+    bool holds, is_finished;
+    dd_status st;
+} call;
+
+static uv_loop_t loop;
+static dd_config config;
+static dd_service *service;
+static bool is_ready, is_fatal, is_drained;
+
+static uint64_t now_ns(void)
+{
+    struct timespec t;
+    (void)clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static void on_load(void *arg, const char *phase, double progress)
+{
+    (void)arg, (void)phase, (void)progress;
+}
+static void on_ready(void *arg)
+{
+    (void)arg;
+    is_ready = true;
+}
+static void on_fatal(void *arg, const char *why)
+{
+    (void)arg, (void)why;
+    is_fatal = true;
+}
+static void on_drained(void *arg)
+{
+    (void)arg;
+    is_drained = true;
+}
+
+static void vt_send(dd_rpc *r, uint8_t *msg, size_t len)
+{
+    call *c = (call *)r;
+    if (c->is_finished || c->n_sent != c->n_acked || c->n_sent == 4096)
+        abort(); /* one outstanding, none after the end */
+    c->sent[c->n_sent].p = msg;
+    c->sent[c->n_sent++].len = len;
+}
+
+static void vt_finish(dd_rpc *r, const dd_status *st)
+{
+    call *c = (call *)r;
+    if (c->is_finished)
+        abort();
+    c->is_finished = true;
+    c->st = *st;
+}
+static const dd_rpc_vtable vtable = { vt_send, vt_finish };
+
+static call *calls[64];
+static size_t n_calls;
+
+static void turn(void)
+{
+    (void)uv_run(&loop, UV_RUN_NOWAIT);
+    for (size_t i = 0; i < n_calls; i++) {
+        call *c = calls[i];
+        if (!c->holds && !c->is_finished && c->n_acked < c->n_sent) {
+            c->n_acked = c->n_sent;
+            dd_service_sent(service, &c->rpc);
+        }
+    }
+    (void)nanosleep(&(struct timespec){ .tv_nsec = 200000 }, NULL);
+}
+#define UNTIL(cond)                                                                                \
+    do {                                                                                           \
+        uint64_t until_ = now_ns() + 10000000000u;                                                 \
+        while (!(cond) && now_ns() < until_)                                                       \
+            turn();                                                                                \
+        CHECK(cond);                                                                               \
+    } while (0)
+
+static void up(const char *script)
+{
+    static char path[] = "/tmp/fake-XXXXXX";
+    delta_error err;
+    if (script) {
+        int fd = mkstemp(path);
+        if (fd < 0 || write(fd, script, strlen(script)) < 0)
+            abort();
+        (void)close(fd);
+        (void)setenv("DELTA_FAKE", path, 1);
+    }
+    (void)uv_loop_init(&loop);
+    dd_config_defaults(&config);
+    free(config.model.path);
+    config.model.path = strdup(DEMO_MODEL_DIR);
+    const dd_service_options o = { .loop = &loop,
+                                   .config = &config,
+                                   .on_load = on_load,
+                                   .on_ready = on_ready,
+                                   .on_fatal = on_fatal };
+    if (dd_service_new(&o, &service, &err) < 0)
+        abort();
+    UNTIL(is_ready || is_fatal);
+    if (script)
+        (void)unlink(path);
+}
+
+static void down(void)
+{
+    for (size_t i = 0; i < n_calls; i++)
+        calls[i]->holds = false;
+    dd_service_drain(service, on_drained, NULL);
+    dd_service_abort_all(service);
+    UNTIL(is_drained);
+    dd_service_free(service);
+    (void)uv_run(&loop, UV_RUN_DEFAULT);
+    CHECK_EQ(uv_loop_close(&loop), 0);
+    for (size_t i = 0; i < n_calls; i++) {
+        for (size_t k = 0; k < calls[i]->n_sent; k++)
+            free(calls[i]->sent[k].p);
+        free(calls[i]);
+    }
+    n_calls = 0;
+    dd_config_done(&config);
+}
+
+static call *begin(const char *path, uint32_t uid, uint64_t deadline_ns, const ProtobufCMessage *m)
+{
+    uint8_t buffer[8192];
+    call *c = calloc(1, sizeof *c);
+    calls[n_calls++] = c;
+    c->rpc = (dd_rpc){ .vt = &vtable,
+                       .method = dd_service_method_find(path, strlen(path)),
+                       .peer = { .is_unix = true, .uid = uid, .gid = uid },
+                       .arrived_ns = now_ns(),
+                       .deadline_ns = deadline_ns };
+    size_t len = protobuf_c_message_pack(m, buffer);
+    dd_service_start(service, &c->rpc);
+    dd_service_message(service, &c->rpc, buffer, len);
+    return c;
+}
+
+static Deltad__V1__Part part;
+static Deltad__V1__Message message;
+static Deltad__V1__Message *messages[1] = { &message };
+static Deltad__V1__Part *parts[1] = { &part };
+static Deltad__V1__Reasoning reasoning;
+static Deltad__V1__Scheduling scheduling;
+static Deltad__V1__Stopping stopping;
+
+static Deltad__V1__ChatRequest chat_of(const char *text)
+{
+    Deltad__V1__ChatRequest q = DELTAD__V1__CHAT_REQUEST__INIT;
+    part = (Deltad__V1__Part)DELTAD__V1__PART__INIT;
+    part.part_case = DELTAD__V1__PART__PART_TEXT;
+    part.text = (char *)text;
+    message = (Deltad__V1__Message)DELTAD__V1__MESSAGE__INIT;
+    message.role = DELTAD__V1__ROLE__ROLE_USER;
+    message.parts = parts;
+    message.n_parts = 1;
+    reasoning = (Deltad__V1__Reasoning)DELTAD__V1__REASONING__INIT;
+    scheduling = (Deltad__V1__Scheduling)DELTAD__V1__SCHEDULING__INIT;
+    stopping = (Deltad__V1__Stopping)DELTAD__V1__STOPPING__INIT;
+    q.messages = messages;
+    q.n_messages = text ? 1 : 0;
+    return q;
+}
+#define CHAT "/deltad.v1.InferenceService/Chat"
+#define SESSION_PATH(x) "/deltad.v1.SessionService/" x
+
+static Deltad__V1__ChatEvent *event(call *c, size_t i)
+{
+    return deltad__v1__chat_event__unpack(NULL, c->sent[i].len, c->sent[i].p);
+}
+static void release(Deltad__V1__ChatEvent *e)
+{
+    deltad__v1__chat_event__free_unpacked(e, NULL);
+}
+static uint32_t prompt_tokens(call *c)
+{
+    Deltad__V1__ChatEvent *e = event(c, 0);
+    uint32_t n = e->accepted->prompt_tokens;
+    release(e);
+    return n;
+}
+static int reason(call *c)
+{
+    Deltad__V1__ChatEvent *e = c->n_sent ? event(c, c->n_sent - 1) : NULL;
+    int r = e && e->event_case == DELTAD__V1__CHAT_EVENT__EVENT_FINISHED ? (int)e->finished->reason
+                                                                         : -1;
+    if (e)
+        release(e);
+    return r;
+}
+
+/* The id of a new session; static. */
+static const char *new_session(bool with_message, bool has_idle, uint64_t idle_ns, call **ret_c)
+{
+    static char id[64];
+    Deltad__V1__CreateSessionRequest q = DELTAD__V1__CREATE_SESSION_REQUEST__INIT;
+    Deltad__V1__ChatRequest c = chat_of("Remember this.");
+    q.messages = c.messages;
+    q.n_messages = with_message;
+    if (has_idle) {
+        q.idle_timeout_opt_case =
+            DELTAD__V1__CREATE_SESSION_REQUEST__IDLE_TIMEOUT_OPT_IDLE_TIMEOUT_NS;
+        q.idle_timeout_ns = idle_ns;
+    }
+    call *x = begin(SESSION_PATH("CreateSession"), 1000, 0, &q.base);
+    uint64_t until = now_ns() + 10000000000u;
+    while (!x->is_finished && now_ns() < until)
+        turn();
+    if (ret_c)
+        *ret_c = x;
+    id[0] = '\0';
+    if (x->n_sent) {
+        Deltad__V1__CreateSessionResponse *r =
+            deltad__v1__create_session_response__unpack(NULL, x->sent[0].len, x->sent[0].p);
+        (void)snprintf(id, sizeof id, "%s", r->session->id);
+        deltad__v1__create_session_response__free_unpacked(r, NULL);
+    }
+    return id;
+}
+static int get_code(const char *id, uint32_t uid)
+{
+    Deltad__V1__GetSessionRequest q = DELTAD__V1__GET_SESSION_REQUEST__INIT;
+    q.session_id = (char *)id;
+    return (int)begin(SESSION_PATH("GetSession"), uid, 0, &q.base)->st.code;
+}
+
+TEST(chat_tells_accepted_first_then_text_then_finished_with_rising_numbers)
+{
+    up("{\"reply\": \"I think.</think>\\n\\nHello you there.\"}");
+    Deltad__V1__ChatRequest q = chat_of("Hi.");
+    call *c = begin(CHAT, 1000, 0, &q.base);
+    UNTIL(c->is_finished);
+    CHECK_EQ(c->st.code, DD_OK);
+    REQUIRE(c->n_sent >= 4);
+    char text[256] = "", thought[256] = "";
+    for (size_t i = 0; i < c->n_sent; i++) {
+        Deltad__V1__ChatEvent *e = event(c, i);
+        CHECK_EQ(e->seq, i + 1);
+        CHECK((i == 0) == (e->event_case == DELTAD__V1__CHAT_EVENT__EVENT_ACCEPTED));
+        CHECK((i == c->n_sent - 1) == (e->event_case == DELTAD__V1__CHAT_EVENT__EVENT_FINISHED));
+        if (e->event_case == DELTAD__V1__CHAT_EVENT__EVENT_TEXT)
+            (void)strcat(text, e->text->text);
+        if (e->event_case == DELTAD__V1__CHAT_EVENT__EVENT_REASONING)
+            (void)strcat(thought, e->reasoning->text);
+        release(e);
+    }
+    CHECK_STR(text, "Hello you there.");
+    CHECK_STR(thought, "I think.");
+    CHECK_EQ(reason(c), 1);
+    down();
+}
+
+TEST(session_that_is_closed_at_once_is_answered_first)
+{
+    up(NULL);
+    call *c;
+    (void)new_session(true, true, 1, &c);
+    CHECK(c->is_finished);
+    CHECK_EQ(c->st.code, DD_OK);
+    down();
+}
+
+TEST(session_with_the_longest_idle_timeout_stays)
+{
+    up(NULL);
+    const char *id = new_session(false, true, UINT64_MAX, NULL);
+    for (int i = 0; i < 20; i++)
+        turn();
+    CHECK_EQ(get_code(id, 1000), DD_OK);
+    CHECK_EQ(get_code(id, 1001), DD_NOT_FOUND);
+    down();
+}
+
+TEST(longest_wall_time_does_not_end_a_request)
+{
+    up("{\"tokens_per_second\": 200, \"reply\": \"x</think>\\n\\none two three four five six\"}");
+    Deltad__V1__ChatRequest q = chat_of("Hi.");
+    scheduling.max_wall_time_opt_case = DELTAD__V1__SCHEDULING__MAX_WALL_TIME_OPT_MAX_WALL_TIME_NS;
+    scheduling.max_wall_time_ns = UINT64_MAX;
+    q.scheduling = &scheduling;
+    call *c = begin(CHAT, 1000, 0, &q.base);
+    UNTIL(c->is_finished);
+    CHECK_EQ(reason(c), 1);
+    down();
+}
+
+TEST(longest_queue_time_does_not_end_a_request)
+{
+    up("{\"tokens_per_second\": 200, \"reply\": \"x</think>\\n\\none two three four five six\"}");
+    Deltad__V1__ChatRequest q = chat_of("Hi.");
+    scheduling.max_queue_opt_case = DELTAD__V1__SCHEDULING__MAX_QUEUE_OPT_MAX_QUEUE_NS;
+    scheduling.max_queue_ns = UINT64_MAX;
+    q.scheduling = &scheduling;
+    call *c = begin(CHAT, 1000, 0, &q.base);
+    UNTIL(c->is_finished);
+    CHECK_EQ(c->st.code, DD_OK);
+    down();
+}
+
+static void on_prepare(uv_prepare_t *p)
+{
+    uint64_t *until = p->data;
+    while (*until && now_ns() < *until)
+        (void)nanosleep(&(struct timespec){ .tv_nsec = 1000000 }, NULL);
+    *until = 0;
+}
+
+/* The loop was busy while the deadline passed and the answer came: both are found in one turn. */
+TEST(deadline_that_passes_with_the_last_event_of_a_session_ends_the_call_once)
+{
+    uint64_t until = 0;
+    uv_prepare_t p;
+    up("{\"reply\": \"x</think>\\n\\ndone\"}");
+    char id[64];
+    (void)snprintf(id, sizeof id, "%s", new_session(false, false, 0, NULL));
+    (void)uv_prepare_init(&loop, &p);
+    p.data = &until;
+    (void)uv_prepare_start(&p, on_prepare);
+    Deltad__V1__ChatRequest q = chat_of("Hi.");
+    q.session_id = id;
+    uint64_t deadline = now_ns() + 50000000;
+    call *c = begin(CHAT, 1000, deadline, &q.base);
+    until = deadline + 20000000;
+    UNTIL(c->is_finished);
+    (void)uv_prepare_stop(&p);
+    uv_close((uv_handle_t *)&p, NULL);
+    (void)uv_run(&loop, UV_RUN_NOWAIT);
+    CHECK_EQ(get_code(id, 1000), DD_OK);
+    down();
+}
+
+TEST(session_goes_on_with_what_is_new_and_without_new_messages)
+{
+    up("{\"reply\": \"x</think>\\n\\nyes.\"}");
+    char id[64];
+    (void)snprintf(id, sizeof id, "%s", new_session(true, false, 0, NULL));
+    Deltad__V1__ChatRequest q = chat_of(NULL);
+    q.session_id = id;
+    call *a = begin(CHAT, 1000, 0, &q.base);
+    UNTIL(a->is_finished);
+    CHECK_EQ(a->st.code, DD_OK);
+    q = chat_of("And now?");
+    q.session_id = id;
+    call *b = begin(CHAT, 1000, 0, &q.base);
+    UNTIL(b->is_finished);
+    CHECK_EQ(b->st.code, DD_OK);
+    CHECK(prompt_tokens(b) > prompt_tokens(a));
+    down();
+}
+
+TEST(session_asked_to_forget_reasoning_computes_a_prompt_without_it)
+{
+    up("{\"reply\": \"one two three four five six seven eight nine ten eleven twelve thirteen "
+       "fourteen fifteen sixteen</think>\\n\\nyes.\"}");
+    uint32_t n[2];
+    for (int keep = 0; keep < 2; keep++) {
+        char id[64];
+        (void)snprintf(id, sizeof id, "%s", new_session(false, false, 0, NULL));
+        Deltad__V1__ChatRequest q = chat_of("First?");
+        q.session_id = id;
+        call *a = begin(CHAT, 1000, 0, &q.base);
+        UNTIL(a->is_finished);
+        q = chat_of("Second?");
+        q.session_id = id;
+        reasoning.preserve_opt_case = DELTAD__V1__REASONING__PRESERVE_OPT_PRESERVE;
+        reasoning.preserve = keep;
+        q.reasoning = &reasoning;
+        call *b = begin(CHAT, 1000, 0, &q.base);
+        UNTIL(b->is_finished);
+        CHECK_EQ(b->st.code, DD_OK);
+        n[keep] = prompt_tokens(b);
+    }
+    printf("# prompt: %u tokens without earlier reasoning, %u with\n", n[0], n[1]);
+    CHECK(n[0] + 10 < n[1]);
+    down();
+}
+
+TEST(slow_reader_gets_everything_and_holds_nobody_up)
+{
+    static char script[300000], *p = script;
+    p += sprintf(p, "{\"replies\": [{\"prompt\": \"LONG\", \"text\": \"x</think>\\n\\n");
+    for (int i = 0; i < 20000; i++)
+        p += sprintf(p, "word%d ", i % 10);
+    (void)sprintf(p, "\"}], \"reply\": \"x</think>\\n\\nshort\"}");
+    up(script);
+    Deltad__V1__ChatRequest q = chat_of("LONG");
+    Deltad__V1__Include include[] = { DELTAD__V1__INCLUDE__INCLUDE_TOKENS };
+    stopping.max_tokens_opt_case = DELTAD__V1__STOPPING__MAX_TOKENS_OPT_MAX_TOKENS;
+    stopping.max_tokens = 2000;
+    q.stopping = &stopping;
+    q.include = include;
+    q.n_include = 1;
+    call *slow = begin(CHAT, 1000, 0, &q.base);
+    slow->holds = true;
+    for (int i = 0; i < 500; i++)
+        turn();
+    CHECK_EQ(slow->n_sent, 1);
+    q = chat_of("short?");
+    call *fast = begin(CHAT, 1000, 0, &q.base);
+    UNTIL(fast->is_finished);
+    CHECK_EQ(fast->st.code, DD_OK);
+    slow->holds = false;
+    UNTIL(slow->is_finished);
+    CHECK_EQ(reason(slow), 3);
+    unsigned tokens = 0;
+    for (size_t i = 0; i < slow->n_sent; i++) {
+        Deltad__V1__ChatEvent *e = event(slow, i);
+        CHECK_EQ(e->seq, i + 1);
+        tokens += e->event_case == DELTAD__V1__CHAT_EVENT__EVENT_TOKENS;
+        release(e);
+    }
+    CHECK_EQ(tokens, 2000);
+    down();
+}
+
+TEST(cancel_is_for_the_same_user_and_ends_the_stream_in_order)
+{
+    up("{\"tokens_per_second\": 100, \"reply\": \"one two three four five six seven eight nine ten "
+       "one two three four five six seven eight nine ten one two three four five six seven\"}");
+    Deltad__V1__ChatRequest q = chat_of("Hi.");
+    q.request_id = (char *)"mine";
+    call *c = begin(CHAT, 1000, 0, &q.base);
+    UNTIL(c->n_sent > 2);
+    Deltad__V1__CancelRequest x = DELTAD__V1__CANCEL_REQUEST__INIT;
+    x.request_id = (char *)"mine";
+    CHECK_EQ(begin("/deltad.v1.InferenceService/Cancel", 1001, 0, &x.base)->st.code, DD_NOT_FOUND);
+    CHECK(!c->is_finished);
+    CHECK_EQ(begin("/deltad.v1.InferenceService/Cancel", 1000, 0, &x.base)->st.code, DD_OK);
+    UNTIL(c->is_finished);
+    CHECK_EQ(c->st.code, DD_OK);
+    CHECK_EQ(reason(c), 5);
+    down();
+}
+
+TEST(request_that_waits_is_told_its_place_once_however_often_it_is_tried)
+{
+    up("{\"busy_sessions\": 2, \"tokens_per_second\": 1}");
+    Deltad__V1__Include include[] = { DELTAD__V1__INCLUDE__INCLUDE_QUEUED };
+    Deltad__V1__ChatRequest q = chat_of("Hi.");
+    call *a = begin(CHAT, 1000, 0, &q.base);
+    UNTIL(a->n_sent);
+    q = chat_of("Hi.");
+    q.include = include;
+    q.n_include = 1;
+    call *b = begin(CHAT, 1000, 0, &q.base);
+    UNTIL(b->n_sent >= 2);
+    for (int i = 0; i < 30; i++) { /* others come, and go before their turn */
+        q = chat_of("Hi.");
+        call *c = begin(CHAT, 1001, 0, &q.base);
+        for (int k = 0; k < 5; k++)
+            turn();
+        dd_service_closed(service, &c->rpc);
+        CHECK(c->is_finished);
+        for (int k = 0; k < 5; k++)
+            turn();
+    }
+    CHECK(!b->is_finished);
+    CHECK_EQ(b->n_sent, 2);
+    down();
+}
+
+TEST(device_fault_ends_every_stream_and_is_told)
+{
+    up("{\"fault_step\": 5}");
+    Deltad__V1__ChatRequest q = chat_of("Hi.");
+    call *a = begin(CHAT, 1000, 0, &q.base), *b = begin(CHAT, 1001, 0, &q.base);
+    UNTIL(a->is_finished && b->is_finished && is_fatal);
+    CHECK_EQ(a->st.code, DD_UNAVAILABLE);
+    CHECK_EQ(b->st.code, DD_UNAVAILABLE);
+    CHECK_STR(a->st.reason, "DEVICE_FAULT");
+    down();
+}
+
+TEST(client_that_is_gone_leaves_the_session_usable)
+{
+    up("{\"tokens_per_second\": 100, \"reply\": \"one two three four five six seven eight nine ten "
+       "one two three four five six seven eight nine ten one two three four five six seven\"}");
+    char id[64];
+    (void)snprintf(id, sizeof id, "%s", new_session(false, false, 0, NULL));
+    Deltad__V1__ChatRequest q = chat_of("Hi.");
+    q.session_id = id;
+    call *a = begin(CHAT, 1000, 0, &q.base);
+    UNTIL(a->n_sent > 2);
+    q = chat_of("Again.");
+    q.session_id = id;
+    call *busy = begin(CHAT, 1000, 0, &q.base);
+    CHECK_EQ(busy->st.code, DD_ABORTED);
+    dd_service_closed(service, &a->rpc);
+    CHECK(a->is_finished);
+    for (int i = 0; i < 100; i++)
+        turn();
+    call *b = begin(CHAT, 1000, 0, &q.base);
+    UNTIL(b->is_finished);
+    CHECK_EQ(b->st.code, DD_OK);
+    down();
+}
