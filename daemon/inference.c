@@ -799,6 +799,8 @@ void dd_live_note(dd_service *s, const dd_note *n)
         break;
     case DD_NOTE_FINISHED:
         on_finished(l, n);
+        /* Last: it may free the session, which is idle now, and any request, l too. */
+        dd_live_timer(s);
         return;
     case DD_NOTE_LOAD:
     case DD_NOTE_READY:

@@ -145,6 +145,7 @@ void dd_live_closed(dd_live *l);
 void dd_live_note(dd_service *s, const dd_note *n);
 void dd_live_fail(dd_live *l, const dd_status *st);
 void dd_live_cancel(dd_live *l, enum dd_end why);
+/* May free any request and any idle session: never call it while holding one. */
 void dd_live_timer(dd_service *s);
 void dd_inference_call(dd_service *s, dd_rpc *r, const uint8_t *msg, size_t len);
 /* Renders messages and tools of r from `first` on, and tokenises. */

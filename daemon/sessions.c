@@ -294,7 +294,6 @@ void dd_session_end(dd_live *l, const dd_note *n, bool ok)
         x->generation++;
     if (!is_kept)
         forget_timeline(x); /* the transcript lost something for want of memory */
-    dd_live_timer(l->s);
 }
 
 static dd_session_view view(const dd_session *x)
