@@ -503,9 +503,9 @@ void dd_live_start(dd_service *s, dd_rpc *r, enum dd_method_id m, const uint8_t 
         return;
     }
     if (l->req.max_queue_ns)
-        l->queue_until_ns = l->arrived_ns + l->req.max_queue_ns;
+        l->queue_until_ns = dd_after_ns(l->arrived_ns, l->req.max_queue_ns);
     if (l->req.max_wall_ns)
-        l->wall_until_ns = l->arrived_ns + l->req.max_wall_ns;
+        l->wall_until_ns = dd_after_ns(l->arrived_ns, l->req.max_wall_ns);
     dd_live_timer(s);
     pump(l);
 }

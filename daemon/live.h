@@ -129,6 +129,8 @@ struct dd_live {
 };
 
 uint64_t dd_now_ns(void);
+/* t + ns, or the end of time: peers choose ns. */
+uint64_t dd_after_ns(uint64_t t, uint64_t ns);
 /* n random characters of [A-Za-z0-9_-] and a NUL. 0 or -1. */
 int dd_random_text(char *to, size_t n);
 

@@ -66,6 +66,11 @@ uint64_t dd_now_ns(void)
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
+uint64_t dd_after_ns(uint64_t t, uint64_t ns)
+{
+    return ns < UINT64_MAX - t ? t + ns : UINT64_MAX;
+}
+
 int dd_random_text(char *to, size_t n)
 {
     static const char alphabet[] =

@@ -435,7 +435,7 @@ void dd_sessions_timer(dd_service *s, uint64_t now, uint64_t *next)
         after = x->next;
         if (!x->idle_timeout_ns || x->busy)
             continue;
-        uint64_t at = x->used_ns + x->idle_timeout_ns;
+        uint64_t at = dd_after_ns(x->used_ns, x->idle_timeout_ns);
         if (now >= at)
             session_free(s, x);
         else if (!*next || at < *next)
