@@ -774,8 +774,13 @@ void dd_live_note(dd_service *s, const dd_note *n)
             dd_live_fail(l, &st);
             return;
         }
-        if (l->req.include_queued)
+        /* The engine thread says so at every failed try: told again only if it is news, so that a
+         * reader who takes nothing holds no more than max_queue of them. */
+        if (l->req.include_queued && (!l->was_told_queued || n->n < l->queue_position)) {
+            l->was_told_queued = true;
+            l->queue_position = n->n;
             r = push_event(l, &(dd_event){ .kind = DD_EVENT_QUEUED, .done = n->n });
+        }
         break;
     case DD_NOTE_STARTED:
         if (l->is_waiting)

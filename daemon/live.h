@@ -118,6 +118,8 @@ struct dd_live {
     de_text reasoning, content; /* of the answer, for the transcript */
     int64_t think_end;          /* id of </think>, or -1 */
     bool in_reasoning;
+    bool was_told_queued;
+    uint32_t queue_position; /* as told last */
     bool is_running, is_started, is_waiting, is_paused, is_sending, is_ended;
     enum dd_end end;
     dd_item *first, *last;
