@@ -73,6 +73,7 @@ struct dd_session {
     bool thinking, omit_reasoning, preserve;
     dd_timeline *timeline; /* NULL: to be built from the transcript */
     size_t n_rendered;     /* messages that the timeline holds */
+    bool is_whole;         /* it holds the reasoning of all of them */
     bool needs_end;        /* the last turn was cut before its <|im_end|> */
     bool is_open;          /* the last tool message was left open */
     uint32_t n_tokens, ctx_tokens, ctx_wanted;

@@ -159,6 +159,15 @@ static int check_turn(const dd_session *x, const dd_request *q, dd_status *st)
     return 0;
 }
 
+static void forget_timeline(dd_session *x)
+{
+    dd_timeline_free(x->timeline);
+    x->timeline = NULL;
+    x->n_rendered = 0;
+    x->n_tokens = x->ctx_tokens = 0;
+    x->needs_end = x->is_open = false;
+}
+
 int dd_session_begin(dd_live *l, size_t *ret_first, enum delta_join *ret_join, dd_status *st)
 {
     dd_request *q = &l->req;
@@ -201,7 +210,12 @@ int dd_session_begin(dd_live *l, size_t *ret_first, enum delta_join *ret_join, d
             r = dd_codec_tool(q, x->tools[i], &q->tools[i], st);
         q->n_tools = x->n_tools;
     }
+    /* Reasoning that is in the timeline cannot be left out of it, nor put back. */
+    if (l->method == DD_M_CHAT && x->timeline && (!q->preserve || !x->is_whole))
+        forget_timeline(x);
     *ret_first = x->timeline ? x->n_rendered : 0;
+    if (*ret_first == 0)
+        x->is_whole = q->preserve;
     *ret_join = x->is_open ? DELTA_JOIN_OPEN : DELTA_JOIN_AUTO;
     if (r == 0 && l->method == DD_M_CHAT && n == 0) {
         dd_status_set(st, DD_INVALID_ARGUMENT, "FIELD_INVALID", "the session has no messages yet");
@@ -209,15 +223,6 @@ int dd_session_begin(dd_live *l, size_t *ret_first, enum delta_join *ret_join, d
         r = -1;
     }
     return r;
-}
-
-static void forget_timeline(dd_session *x)
-{
-    dd_timeline_free(x->timeline);
-    x->timeline = NULL;
-    x->n_rendered = 0;
-    x->n_tokens = x->ctx_tokens = 0;
-    x->needs_end = x->is_open = false;
 }
 
 bool dd_sessions_evict(dd_service *s)
