@@ -1,6 +1,8 @@
 /* codec_std.c -- see codec_std.h. */
 #include "daemon/codec_std.h"
 
+#include "base/utf8.h"
+
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
@@ -75,32 +77,10 @@ int dd_wire_next(dd_bytes *rest, dd_wire_field *ret_f)
     return 1;
 }
 
-/* The length of the UTF-8 character at p, 0 if there is none: no surrogates, no long forms. */
-static size_t utf8_length(const uint8_t *p, size_t n)
-{
-    static const uint8_t low[5] = { 0, 0, 0, 0xa0, 0x90 };
-    if (p[0] < 0x80)
-        return 1;
-    size_t want = p[0] >= 0xc2 && p[0] < 0xe0   ? 2
-                  : p[0] >= 0xe0 && p[0] < 0xf0 ? 3
-                  : p[0] >= 0xf0 && p[0] < 0xf5 ? 4
-                                                : 0;
-    if (want == 0 || n < want)
-        return 0;
-    for (size_t i = 1; i < want; i++)
-        if ((p[i] & 0xc0) != 0x80)
-            return 0;
-    if ((p[0] == 0xe0 || p[0] == 0xf0) && p[1] < low[want])
-        return 0;
-    if ((p[0] == 0xed && p[1] > 0x9f) || (p[0] == 0xf4 && p[1] > 0x8f))
-        return 0;
-    return want;
-}
-
 bool dd_wire_is_text(dd_bytes b)
 {
     for (size_t i = 0; i < b.len;) {
-        size_t n = b.data[i] ? utf8_length(b.data + i, b.len - i) : 0;
+        size_t n = b.data[i] ? de_utf8_len(b.data + i, b.len - i) : 0;
         if (n == 0)
             return false;
         i += n;
@@ -199,7 +179,7 @@ static void put_text(dd_wire_out *o, uint32_t field, const char *text, size_t si
     if (n == 0)
         return;
     for (size_t i = 0; i < n;) {
-        size_t k = utf8_length((const uint8_t *)text + i, n - i);
+        size_t k = de_utf8_len(text + i, n - i);
         if (k == 0) {
             clean[at++] = '?';
             i++;

@@ -11,6 +11,8 @@
  *            through says how many were lost. Never allocates. */
 #include "daemon/log.h"
 
+#include "base/utf8.h"
+
 #include <errno.h>
 #include <poll.h>
 #include <stdarg.h>
@@ -96,26 +98,13 @@ static size_t put_head(char *to, size_t size, enum dd_log_level level)
     return n < 0 ? 0 : (size_t)n;
 }
 
-/* Length of the UTF-8 character at s if it is whole, well formed and printable; 0 if not. */
+/* Length of the UTF-8 character at s (NUL-terminated) if it is whole, well formed and printable; 0
+ * if not. U+0080 .. U+009F steer terminals as well. */
 static size_t printable(const unsigned char *s)
 {
     if (s[0] < 0x80)
         return s[0] >= 0x20 && s[0] != 0x7f;
-    if (s[0] == 0xc2) /* U+0080 .. U+009F steer terminals as well */
-        return s[1] >= 0xa0 && s[1] <= 0xbf ? 2 : 0;
-    if (s[0] > 0xc2 && s[0] < 0xe0)
-        return (s[1] & 0xc0) == 0x80 ? 2 : 0;
-    if (s[0] >= 0xe0 && s[0] < 0xf0) {
-        bool good = (s[1] & 0xc0) == 0x80 && (s[2] & 0xc0) == 0x80 &&
-                    !(s[0] == 0xe0 && s[1] < 0xa0) && !(s[0] == 0xed && s[1] >= 0xa0);
-        return good ? 3 : 0;
-    }
-    if (s[0] >= 0xf0 && s[0] < 0xf5) {
-        bool good = (s[1] & 0xc0) == 0x80 && (s[2] & 0xc0) == 0x80 && (s[3] & 0xc0) == 0x80 &&
-                    !(s[0] == 0xf0 && s[1] < 0x90) && !(s[0] == 0xf4 && s[1] >= 0x90);
-        return good ? 4 : 0;
-    }
-    return 0;
+    return s[0] == 0xc2 && s[1] < 0xa0 ? 0 : de_utf8_len(s, strnlen((const char *)s, 4));
 }
 
 /* Appends text to a line that has `at` bytes and room for `room`, which must leave 4 for the end;

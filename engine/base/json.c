@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "base/bits.h"
+#include "base/utf8.h"
 
 typedef struct parser {
     de_arena *arena;
@@ -42,25 +43,6 @@ static int no_memory(const parser *p)
 
 /* ---- strings */
 
-/* Length of the valid UTF-8 character at s (n bytes left), 0 if there is none. */
-static size_t utf8_len(const unsigned char *s, size_t n)
-{
-    unsigned c = s[0];
-    if (c < 0x80)
-        return 1;
-    size_t want = c >= 0xF0 ? 4 : c >= 0xE0 ? 3 : 2;
-    if (c < 0xC2 || c > 0xF4 || n < want)
-        return 0;
-    unsigned lo = c == 0xE0 ? 0xA0 : c == 0xF0 ? 0x90 : 0x80;
-    unsigned hi = c == 0xED ? 0x9F : c == 0xF4 ? 0x8F : 0xBF;
-    if (s[1] < lo || s[1] > hi)
-        return 0;
-    for (size_t i = 2; i < want; i++)
-        if ((s[i] & 0xC0) != 0x80)
-            return 0;
-    return want;
-}
-
 static int hex4(const char *s, uint32_t *ret)
 {
     uint32_t v = 0;
@@ -76,30 +58,6 @@ static int hex4(const char *s, uint32_t *ret)
     }
     *ret = v;
     return 0;
-}
-
-static size_t put_utf8(char *out, uint32_t c)
-{
-    if (c < 0x80) {
-        out[0] = (char)c;
-        return 1;
-    }
-    if (c < 0x800) {
-        out[0] = (char)(0xC0 | c >> 6);
-        out[1] = (char)(0x80 | (c & 63));
-        return 2;
-    }
-    if (c < 0x10000) {
-        out[0] = (char)(0xE0 | c >> 12);
-        out[1] = (char)(0x80 | (c >> 6 & 63));
-        out[2] = (char)(0x80 | (c & 63));
-        return 3;
-    }
-    out[0] = (char)(0xF0 | c >> 18);
-    out[1] = (char)(0x80 | (c >> 12 & 63));
-    out[2] = (char)(0x80 | (c >> 6 & 63));
-    out[3] = (char)(0x80 | (c & 63));
-    return 4;
 }
 
 /* Finds the end of the string whose opening quote is at p->at - 1; counts what it decodes to at
@@ -122,7 +80,7 @@ static int scan_string(const parser *p, size_t *ret_end, bool *ret_plain)
         }
         if (c < 0x20)
             return fail_at(p, i, "control character in a string");
-        size_t n = utf8_len((const unsigned char *)p->text + i, p->len - i);
+        size_t n = de_utf8_len(p->text + i, p->len - i);
         if (n == 0)
             return fail_at(p, i, "bad UTF-8");
         i += n;
@@ -157,7 +115,7 @@ static int read_escape(const parser *p, size_t *at, size_t end, char *out, size_
         i += 6;
         u = 0x10000 + ((u - 0xD800) << 10) + (low - 0xDC00);
     }
-    *out_len += put_utf8(out + *out_len, u);
+    *out_len += de_utf8_put(out + *out_len, u);
     *at = i;
     return 0;
 }

@@ -22,6 +22,7 @@
 
 #include "base/arena.h"
 #include "base/json.h"
+#include "base/utf8.h"
 #include "chat/schema.h"
 #include "chat/text.h"
 
@@ -993,14 +994,6 @@ static void run(delta_output *p)
 
 /* ---- bytes in, events out */
 
-/* How many bytes the character that starts with c has, and what its second byte may be. 0: none. */
-static unsigned utf8_start(unsigned char c, unsigned char *ret_low, unsigned char *ret_high)
-{
-    *ret_low = c == 0xE0 ? 0xA0 : c == 0xF0 ? 0x90 : 0x80;
-    *ret_high = c == 0xED ? 0x9F : c == 0xF4 ? 0x8F : 0xBF;
-    return c < 0x80 ? 1 : c < 0xC2 ? 0 : c < 0xE0 ? 2 : c < 0xF0 ? 3 : c < 0xF5 ? 4 : 0;
-}
-
 static void replace_bytes(delta_output *p)
 {
     repair(p, DELTA_REPAIR_BYTES);
@@ -1024,30 +1017,16 @@ static void feed(delta_output *p, const unsigned char *s, size_t n)
                 continue;
             }
         }
-        unsigned char low, high;
-        const unsigned char c = s[i];
-        if (p->n_utf8 == 0) {
-            p->utf8[p->n_utf8++] = c;
-            i++;
-            if (utf8_start(c, &low, &high) == 0)
-                replace_bytes(p);
-            continue;
-        }
-        const unsigned want = utf8_start(p->utf8[0], &low, &high);
-        if (p->n_utf8 > 1) {
-            low = 0x80;
-            high = 0xBF;
-        }
-        if (c < low || c > high) { /* c begins something else */
-            replace_bytes(p);
-            continue;
-        }
-        p->utf8[p->n_utf8++] = c;
-        i++;
-        if (p->n_utf8 == want) {
-            de_text_add(&p->in, (const char *)p->utf8, want);
+        p->utf8[p->n_utf8++] = s[i];
+        const int k = de_utf8_look(p->utf8, p->n_utf8);
+        if (k > 0) {
+            de_text_add(&p->in, (const char *)p->utf8, (size_t)k);
             p->n_utf8 = 0;
         }
+        if (k >= 0 || p->n_utf8 == 1) /* else s[i] begins something else: it is looked at again */
+            i++;
+        if (k < 0)
+            replace_bytes(p);
     }
 }
 

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/utf8.h"
 #include "chat/text.h"
 
 /* ---- which types a schema allows */
@@ -275,26 +276,7 @@ static bool take_word(literal *l, const char *word, const char *json)
 static void put_character(de_text *t, uint32_t c)
 {
     char u[4];
-    size_t n;
-    if (c < 0x80) {
-        u[0] = (char)c;
-        n = 1;
-    } else if (c < 0x800) {
-        u[0] = (char)(0xC0 | c >> 6);
-        u[1] = (char)(0x80 | (c & 63));
-        n = 2;
-    } else if (c < 0x10000) {
-        u[0] = (char)(0xE0 | c >> 12);
-        u[1] = (char)(0x80 | (c >> 6 & 63));
-        u[2] = (char)(0x80 | (c & 63));
-        n = 3;
-    } else {
-        u[0] = (char)(0xF0 | c >> 18);
-        u[1] = (char)(0x80 | (c >> 12 & 63));
-        u[2] = (char)(0x80 | (c >> 6 & 63));
-        u[3] = (char)(0x80 | (c & 63));
-        n = 4;
-    }
+    const size_t n = de_utf8_put(u, c);
     de_json_write_string_part(t, u, n);
 }
 

@@ -3,6 +3,8 @@
 
 #include "delta/sampling.h"
 
+#include "base/utf8.h"
+
 delta_sampling delta_sampling_default(bool thinking)
 {
     return (delta_sampling){ .temperature = thinking ? 0.6f : 0.7f,
@@ -55,30 +57,10 @@ int delta_sampling_check(const delta_sampling *s, uint32_t n_vocab, delta_error 
     return 0;
 }
 
-/* The length of the character at p (RFC 3629), 0 if it is none. */
-static size_t utf8_length(const unsigned char *p, size_t n)
-{
-    if (p[0] < 0x80)
-        return 1;
-    const size_t len = p[0] >= 0xc2 && p[0] < 0xe0   ? 2
-                       : p[0] >= 0xe0 && p[0] < 0xf0 ? 3
-                       : p[0] >= 0xf0 && p[0] < 0xf5 ? 4
-                                                     : 0;
-    if (len == 0 || len > n)
-        return 0;
-    for (size_t i = 1; i < len; i++)
-        if ((p[i] & 0xc0) != 0x80)
-            return 0;
-    if ((p[0] == 0xe0 && p[1] < 0xa0) || (p[0] == 0xed && p[1] >= 0xa0) ||
-        (p[0] == 0xf0 && p[1] < 0x90) || (p[0] == 0xf4 && p[1] >= 0x90))
-        return 0;
-    return len;
-}
-
 static bool is_utf8(const char *bytes, size_t len)
 {
     for (size_t i = 0, n; i < len; i += n)
-        if ((n = utf8_length((const unsigned char *)bytes + i, len - i)) == 0)
+        if ((n = de_utf8_len(bytes + i, len - i)) == 0)
             return false;
     return true;
 }

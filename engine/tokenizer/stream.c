@@ -4,25 +4,6 @@
 
 #include "tokenizer/tokenizer.h"
 
-int de_utf8_look(const uint8_t *s, size_t n)
-{
-    const unsigned c = s[0];
-    if (c < 0x80)
-        return 1;
-    const size_t want = c >= 0xF0 ? 4 : c >= 0xE0 ? 3 : 2;
-    if (c < 0xC2 || c > 0xF4)
-        return -1;
-    const unsigned lo = c == 0xE0 ? 0xA0 : c == 0xF0 ? 0x90 : 0x80;
-    const unsigned hi = c == 0xED ? 0x9F : c == 0xF4 ? 0x8F : 0xBF;
-    for (size_t i = 1; i < want; i++) {
-        if (i == n)
-            return 0;
-        if (i == 1 ? s[1] < lo || s[1] > hi : (s[i] & 0xC0) != 0x80)
-            return -(int)i;
-    }
-    return (int)want;
-}
-
 static size_t put(char *out, size_t cap, size_t n, const void *p, size_t len)
 {
     if (n + len <= cap)

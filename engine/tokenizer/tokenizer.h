@@ -9,6 +9,7 @@
 
 #include <stdatomic.h>
 
+#include "base/utf8.h"
 #include "delta/tokenizer.h"
 
 enum { DE_TOKENS_MAX = 1 << 20, DE_CODEPOINTS = 0x110000 };
@@ -81,9 +82,5 @@ static inline uint32_t de_utf8_next(const uint8_t **p)
     *p = s + 4;
     return (s[0] & 7u) << 18 | (s[1] & 63u) << 12 | (s[2] & 63u) << 6 | (s[3] & 63u);
 }
-
-/* Length of the valid character at s, or minus the length of the longest invalid start (>= 1) that
- * becomes one U+FFFD; 0 if n bytes are a valid start that goes on. */
-int de_utf8_look(const uint8_t *s, size_t n);
 
 #endif
