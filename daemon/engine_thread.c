@@ -12,6 +12,7 @@
 #include <time.h>
 
 #include "base/bits.h"
+#include "base/clock.h"
 
 enum { WISH_RUN = 1, WISH_CANCEL = 2, WISH_PAUSE = 4, WISH_RESUME = 8, WISH_FREE = 16 };
 enum { IDLE_MS = 1000 };
@@ -55,13 +56,6 @@ struct dd_engine {
     delta_error fault;
     uint64_t told_ns;
 };
-
-static uint64_t now_ns(void)
-{
-    struct timespec t;
-    (void)clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
 
 /* ---- telling: notes gather in a batch, and go with the step that made them */
 
@@ -372,7 +366,7 @@ static void on_fault(dd_engine *e, const delta_error *err)
 static void on_progress(void *arg, const char *phase, uint64_t done, uint64_t total)
 {
     dd_engine *e = arg;
-    uint64_t now = now_ns();
+    uint64_t now = de_now_ns();
     atomic_fetch_add(&e->heartbeat, 1);
     if (now - e->told_ns < 100u * 1000 * 1000 && done != total)
         return;

@@ -471,7 +471,7 @@ void dd_live_start(dd_service *s, dd_rpc *r, enum dd_method_id m, const uint8_t 
     l->method = m;
     l->uid = r->peer.uid;
     l->run = ++s->next_run;
-    l->arrived_ns = r->arrived_ns ? r->arrived_ns : dd_now_ns();
+    l->arrived_ns = r->arrived_ns ? r->arrived_ns : de_now_ns();
     l->next = s->live;
     if (s->live)
         s->live->prev = l;
@@ -606,7 +606,7 @@ static int on_token(dd_live *l, const dd_note *n)
     l->usage.completion++;
     l->s->stats.completion_tokens++;
     if (!l->first_token_ns)
-        l->first_token_ns = dd_now_ns();
+        l->first_token_ns = de_now_ns();
     if (l->in_reasoning) {
         l->usage.reasoning++;
         l->in_reasoning = n->id != l->think_end;
@@ -654,7 +654,7 @@ static void error_status(dd_status *st, int code, const char *text)
 /* Finished, with everything that is known; -1: no memory. */
 static int push_finished(dd_live *l, const dd_note *n)
 {
-    uint64_t now = dd_now_ns();
+    uint64_t now = de_now_ns();
     dd_event e = { .kind = DD_EVENT_FINISHED,
                    .sampling = &l->req.sampling,
                    .usage = l->usage,
@@ -787,7 +787,7 @@ void dd_live_note(dd_service *s, const dd_note *n)
             s->n_waiting--;
         l->is_waiting = false;
         l->is_started = true;
-        l->started_ns = dd_now_ns();
+        l->started_ns = de_now_ns();
         break;
     case DD_NOTE_PREFILL:
         if (l->req.include_prefill)
@@ -835,7 +835,7 @@ static void earliest(uint64_t *next, uint64_t t)
 /* Ends what is over its time and sleeps until the next. */
 void dd_live_timer(dd_service *s)
 {
-    uint64_t now = dd_now_ns(), next = 0;
+    uint64_t now = de_now_ns(), next = 0;
     for (dd_live *l = s->live, *after; l; l = after) {
         dd_status st;
         after = l->next;

@@ -9,6 +9,7 @@
 #ifndef DD_LIVE_H
 #define DD_LIVE_H
 
+#include "base/clock.h"
 #include "base/json.h"
 #include "daemon/codec.h"
 #include "daemon/engine_thread.h"
@@ -131,7 +132,6 @@ struct dd_live {
     dd_usage usage;
 };
 
-uint64_t dd_now_ns(void);
 /* t + ns, or the end of time: peers choose ns. */
 uint64_t dd_after_ns(uint64_t t, uint64_t ns);
 /* n random characters of [A-Za-z0-9_-] and a NUL. 0 or -1. */

@@ -59,13 +59,6 @@ const dd_method *dd_service_method_find(const char *path, size_t len)
     return NULL;
 }
 
-uint64_t dd_now_ns(void)
-{
-    struct timespec t;
-    (void)clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
 uint64_t dd_after_ns(uint64_t t, uint64_t ns)
 {
     return ns < UINT64_MAX - t ? t + ns : UINT64_MAX;
@@ -204,7 +197,7 @@ static void on_stats(dd_service *s, dd_rpc *r)
 {
     dd_stats x = s->stats;
     size_t len = 0;
-    x.uptime_ns = dd_now_ns() - s->started_ns;
+    x.uptime_ns = de_now_ns() - s->started_ns;
     for (const dd_live *l = s->live; l; l = l->next)
         if (l->is_started)
             x.running++;
@@ -380,7 +373,7 @@ int dd_service_new(const dd_service_options *o, dd_service **ret_s, delta_error 
         return delta_fail(err, DELTA_ENOMEM, "service: %zu bytes", sizeof *s);
     s->o = *o;
     s->phase = DD_LOADING;
-    s->started_ns = dd_now_ns();
+    s->started_ns = de_now_ns();
     (void)uv_timer_init(o->loop, &s->timer);
     (void)uv_timer_init(o->loop, &s->drain_timer);
     s->timer.data = s->drain_timer.data = s;

@@ -111,7 +111,7 @@ static dd_session *create(dd_live *l, dd_status *st)
         return NULL;
     }
     x->uid = l->uid;
-    x->created_ns = x->used_ns = dd_now_ns();
+    x->created_ns = x->used_ns = de_now_ns();
     x->idle_timeout_ns =
         q->has_idle_timeout ? q->idle_timeout_ns : s->o.config->limits.session_idle_ns;
     x->thinking = q->thinking;
@@ -180,7 +180,7 @@ int dd_session_begin(dd_live *l, size_t *ret_first, enum delta_join *ret_join, d
         return -1;
     l->session = x;
     x->busy = l;
-    x->used_ns = dd_now_ns();
+    x->used_ns = de_now_ns();
     if (l->method == DD_M_CHAT && !q->has_thinking)
         q->thinking = x->thinking;
     q->preserve = q->has_preserve ? q->preserve : x->preserve;
@@ -273,7 +273,7 @@ void dd_session_end(dd_live *l, const dd_note *n, bool ok)
     dd_session *x = l->session;
     bool is_cut = n && n->finish == DELTA_FINISH_CANCELLED && n->n_generated == 0;
     x->busy = NULL;
-    x->used_ns = dd_now_ns();
+    x->used_ns = de_now_ns();
     if (!n) { /* it never ran: nothing has changed */
         if (l->method == DD_M_CREATE)
             session_free(l->s, x);
@@ -303,7 +303,7 @@ void dd_session_end(dd_live *l, const dd_note *n, bool ok)
 
 static dd_session_view view(const dd_session *x)
 {
-    uint64_t now = dd_now_ns();
+    uint64_t now = de_now_ns();
     return (dd_session_view){ .id = x->id,
                               .name = x->name,
                               .generation = x->generation,

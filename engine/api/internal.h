@@ -5,6 +5,7 @@
 #include <stdatomic.h>
 
 #include "api/checkpoint.h"
+#include "base/clock.h"
 #include "cache/gdn_slots.h"
 #include "cache/kv_pages.h"
 #include "delta/engine.h"
@@ -94,8 +95,6 @@ struct delta_session {
     de_stop stop;
     delta_detok detok;
 };
-
-uint64_t de_now_ns(void);
 
 static inline bool de_session_has_work(const delta_session *s)
 {

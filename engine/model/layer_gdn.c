@@ -18,6 +18,7 @@
 #include "model/model.h"
 
 enum { D = DE_GDN_DIM, C = DE_CHUNK };
+_Static_assert(C == 64, "exp64() takes the gates of a chunk at once");
 
 typedef struct gdn_job {
     de_model *m;
@@ -79,6 +80,7 @@ static void chunk(const gdn_job *j, uint32_t row, uint32_t n, uint32_t head, flo
     const size_t ldo = (size_t)s->gdn_v_heads * D;
     float *Q = w, *Kc = Q + C * D, *R = Kc + C * D, *X = R + C * D, *Kt = X + C * D;
     float *QK = Kt + D * C, *KK = QK + C * C, *G = KK + C * C, *beta = G + C;
+    float *gamma = beta + C, *decay = gamma + C;
     const float *c = m->wide[1] + (size_t)row * ch;
     float *o = m->mixed + (size_t)row * ldo + head * D;
 
@@ -96,34 +98,40 @@ static void chunk(const gdn_job *j, uint32_t row, uint32_t n, uint32_t head, flo
     }
     hot->mm(n, C, D, Q, D, Kt, C, QK, C, 0);
     hot->mm(n, C, D, Kc, D, Kt, C, KK, C, 0);
-    for (uint32_t i = 0; i < n; i++)
+    for (uint32_t i = 0; i < n; i++) {
+        for (uint32_t k = 0; k < C; k++)
+            gamma[k] = k <= i ? -G[k] : -INFINITY;
+        (void)hot->exp64(gamma, -G[i]); /* exp(G_i - G_k), 0 past i */
         for (uint32_t k = 0; k < C; k++) {
-            const float gamma = k <= i ? hot->exp1(G[i] - G[k]) : 0;
-            QK[i * C + k] = k <= i ? QK[i * C + k] * gamma : 0;
-            KK[i * C + k] = k < i ? beta[i] * KK[i * C + k] * gamma : 0;
+            QK[i * C + k] = k <= i ? QK[i * C + k] * gamma[k] : 0;
+            KK[i * C + k] = k < i ? beta[i] * KK[i * C + k] * gamma[k] : 0;
         }
+    }
+    for (uint32_t i = 0; i < C; i++)
+        decay[i] = i < n ? G[i] : -INFINITY;
+    (void)hot->exp64(decay, 0);
     /* R = beta V - beta exp(G) (K S) */
     hot->mm(n, D, D, Kc, D, S, D, X, D, 0);
     for (uint32_t i = 0; i < n; i++) {
         const float *v = c + (size_t)i * ch + (2 * K + head) * D;
-        const float e = hot->exp1(G[i]);
         for (uint32_t d = 0; d < D; d++)
-            R[i * D + d] = beta[i] * (v[d] - e * X[i * D + d]);
+            R[i * D + d] = beta[i] * (v[d] - decay[i] * X[i * D + d]);
         for (uint32_t k = 0; k < i; k++)
             hot->axpy(R + i * D, R + k * D, -KK[i * C + k], D);
     }
     /* O */
     for (uint32_t i = 0; i < n; i++)
-        hot->scale(Q + i * D, hot->exp1(G[i]), D);
+        hot->scale(Q + i * D, decay[i], D);
     hot->mm(n, D, D, Q, D, S, D, o, ldo, 0);
     hot->mm(n, D, n, QK, C, R, D, o, ldo, 1);
     /* S */
-    for (uint32_t i = 0; i < n; i++) {
-        const float e = hot->exp1(G[n - 1] - G[i]);
-        for (uint32_t d = 0; d < D; d++)
-            Kt[d * C + i] *= e;
-    }
-    hot->scale(S, hot->exp1(G[n - 1]), D * D);
+    for (uint32_t i = 0; i < C; i++)
+        gamma[i] = i < n ? -G[i] : -INFINITY;
+    (void)hot->exp64(gamma, -G[n - 1]);
+    for (uint32_t d = 0; d < D; d++)
+        for (uint32_t i = 0; i < n; i++)
+            Kt[d * C + i] *= gamma[i];
+    hot->scale(S, decay[n - 1], D * D);
     hot->mm(D, D, n, Kt, C, R, D, S, D, 1);
 }
 

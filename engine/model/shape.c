@@ -4,8 +4,10 @@
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
+#include "base/file.h"
 #include "base/json.h"
 
 enum { CTX_LIMIT = 1 << 24 }; /* positions up to there are exact in f32 */
@@ -373,4 +375,17 @@ int de_shape_parse(const char *text, size_t len, de_shape *ret_shape, delta_erro
         return delta_fail(err, r.code, "config.json: %s", r.faults);
     *ret_shape = s;
     return 0;
+}
+
+int de_shape_read(const char *dir, de_shape *ret_shape, delta_error *err)
+{
+    char *path = de_path_join(dir, "config.json"), *text = NULL;
+    size_t len;
+    int r = path ? de_file_read(path, 16 << 20, &text, &len, err)
+                 : delta_fail(err, DELTA_ENOMEM, "path of config.json");
+    if (r == 0)
+        r = de_shape_parse(text, len, ret_shape, err);
+    free(text);
+    free(path);
+    return r;
 }

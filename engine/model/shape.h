@@ -58,5 +58,7 @@ typedef struct de_shape {
 /* text: config.json, len bytes. Unknown keys are ignored; every missing or impossible value is
  * named. DELTA_EFORMAT, or DELTA_EUNSUPPORTED for another architecture or a fixed dimension. */
 int de_shape_parse(const char *text, size_t len, de_shape *ret_shape, delta_error *err);
+/* The same of DIR/config.json, at most 16 MiB; also the errors of de_file_read(). */
+int de_shape_read(const char *dir, de_shape *ret_shape, delta_error *err);
 
 #endif

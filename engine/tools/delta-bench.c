@@ -21,10 +21,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "base/bits.h"
-#include "base/file.h"
+#include "base/clock.h"
 #include "kernels/cpu/hot.h"
 #include "kernels/cpu/pool.h"
 #include "model/forward.h"
@@ -48,13 +47,6 @@ typedef struct bench {
     uint64_t random;
 } bench;
 
-static uint64_t now_ns(void)
-{
-    struct timespec t;
-    (void)clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
 static uint32_t token(bench *b)
 {
     b->random = b->random * 6364136223846793005u + 1442695040888963407u;
@@ -64,14 +56,7 @@ static uint32_t token(bench *b)
 static int open_bench(const arguments *a, uint32_t n_seqs, uint32_t rows, uint32_t ctx, bench *b,
                       delta_error *err)
 {
-    char *path = de_path_join(a->model, "config.json"), *text = NULL;
-    size_t len;
-    int r = path ? de_file_read(path, 16 << 20, &text, &len, err)
-                 : delta_fail(err, DELTA_ENOMEM, "path");
-    if (r == 0)
-        r = de_shape_parse(text, len, &b->shape, err);
-    free(text);
-    free(path);
+    int r = de_shape_read(a->model, &b->shape, err);
     if (r == 0 && ctx > b->shape.ctx_max)
         r = delta_fail(err, DELTA_EINVALID, "%u tokens; the model takes %u", ctx, b->shape.ctx_max);
     if (r == 0)
@@ -183,11 +168,11 @@ static int run_decode(const arguments *a, delta_error *err)
     for (uint32_t s = 0; r == 0 && s < n_seqs; s++)
         r = prefill(&b, s, a->ctx, step, err);
     for (uint32_t i = 0; r == 0 && i <= a->repeats; i++) {
-        const uint64_t t0 = now_ns();
+        const uint64_t t0 = de_now_ns();
         for (uint32_t t = 0; r == 0 && t < a->tokens; t++)
             r = forward(&b, 0, n_seqs, a->ctx + t, 1, err);
         if (i > 0)
-            rate[i - 1] = (double)a->tokens * n_seqs * 1e9 / (double)(now_ns() - t0);
+            rate[i - 1] = (double)a->tokens * n_seqs * 1e9 / (double)(de_now_ns() - t0);
     }
     if (r == 0)
         print(a, "decode", a->ctx, n_seqs, a->tokens, rate);
@@ -202,10 +187,10 @@ static int run_prefill(const arguments *a, delta_error *err)
     bench b = { 0 };
     int r = open_bench(a, 1, rows, a->ctx, &b, err);
     for (uint32_t i = 0; r == 0 && i <= a->repeats; i++) {
-        const uint64_t t0 = now_ns();
+        const uint64_t t0 = de_now_ns();
         r = prefill(&b, 0, a->ctx, rows, err);
         if (i > 0)
-            rate[i - 1] = (double)a->ctx * 1e9 / (double)(now_ns() - t0);
+            rate[i - 1] = (double)a->ctx * 1e9 / (double)(de_now_ns() - t0);
     }
     if (r == 0)
         print(a, "prefill", a->ctx, rows, a->ctx, rate);

@@ -474,11 +474,7 @@ static void check_prompt(golden *g, const document *d, const de_json *p)
 
 static int open_model(golden *g, const char *checkpoint, delta_error *err)
 {
-    char *path = de_path_join(checkpoint, "config.json"), *text = NULL;
-    size_t len;
-    int r = path ? de_file_read(path, 16 << 20, &text, &len, err) : DELTA_ENOMEM;
-    if (r == 0)
-        r = de_shape_parse(text, len, &g->shape, err);
+    int r = de_shape_read(checkpoint, &g->shape, err);
     if (r == 0)
         r = de_weights_open(checkpoint, &g->weights, err);
     if (r == 0)
@@ -493,8 +489,6 @@ static int open_model(golden *g, const char *checkpoint, delta_error *err)
         r = de_model_open(g->weights, &g->shape, g->binding, &o, &g->model, err);
     if (r == 0)
         r = delta_tokenizer_open(checkpoint, &g->tokenizer, err);
-    free(text);
-    free(path);
     return r;
 }
 

@@ -92,12 +92,8 @@ static int inspect(const char *dir, bool list)
     de_shape shape;
     de_weights *w = NULL;
     de_binding *b = NULL;
-    char *path = de_path_join(dir, "config.json"), *text = NULL, *report = NULL;
-    size_t len;
-    int shape_r = path ? de_file_read(path, SMALL_FILE, &text, &len, &err)
-                       : delta_fail(&err, DELTA_ENOMEM, "path of config.json");
-    if (shape_r == 0)
-        shape_r = de_shape_parse(text, len, &shape, &err);
+    char *report = NULL;
+    int shape_r = de_shape_read(dir, &shape, &err);
     if (shape_r < 0)
         fprintf(stderr, "%s: %s\n", dir, err.text);
     else if (!list)
@@ -123,8 +119,6 @@ static int inspect(const char *dir, bool list)
         print_template(dir);
     }
     free(report);
-    free(text);
-    free(path);
     de_binding_free(b);
     de_weights_free(w);
     return r < 0 || shape_r < 0 ? 1 : 0;

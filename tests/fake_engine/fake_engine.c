@@ -31,6 +31,7 @@
 
 #include "api/checkpoint.h"
 #include "base/arena.h"
+#include "base/clock.h"
 #include "base/file.h"
 #include "base/json.h"
 #include "delta/delta.h"
@@ -81,13 +82,6 @@ struct delta_session {
     size_t text_used;
     delta_top_logprob top[DELTA_MAX_TOP_LOGPROBS];
 };
-
-static uint64_t now_ns(void)
-{
-    struct timespec t;
-    (void)clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
 
 static void sleep_ns(uint64_t ns)
 {
@@ -174,7 +168,7 @@ int delta_engine_open(const delta_engine_options *o, delta_engine **ret_e, delta
         return delta_fail(err, DELTA_EINVALID, "model_dir or max_sessions");
     if (o->backend == DELTA_BACKEND_CUDA)
         return delta_fail(err, DELTA_EUNSUPPORTED, "the fake engine has no CUDA backend");
-    const uint64_t start = now_ns();
+    const uint64_t start = de_now_ns();
     delta_engine *e = calloc(1, sizeof *e);
     if (!e)
         return delta_fail(err, DELTA_ENOMEM, "engine");
@@ -197,7 +191,7 @@ int delta_engine_open(const delta_engine_options *o, delta_engine **ret_e, delta
         delta_engine_free(e);
         return r;
     }
-    e->info.load_ns = now_ns() - start;
+    e->info.load_ns = de_now_ns() - start;
     *ret_e = e;
     return 0;
 }
@@ -308,7 +302,7 @@ static void begin(delta_session *s)
         return;
     s->in_turn = true;
     s->turn_cached = s->computed;
-    s->turn_ns = now_ns();
+    s->turn_ns = de_now_ns();
     s->n_generated = 0;
 }
 
@@ -563,7 +557,7 @@ static bool work(delta_session *s, uint64_t now)
 
 int delta_step(delta_engine *e, const delta_event **ret_events, size_t *ret_n, delta_error *err)
 {
-    const uint64_t start = now_ns();
+    const uint64_t start = de_now_ns();
     bool wanted = false, worked = false;
     e->n_events = 0;
     for (uint32_t i = 0; i < e->info.max_sessions; i++) {
@@ -592,7 +586,7 @@ int delta_step(delta_engine *e, const delta_event **ret_events, size_t *ret_n, d
     }
     if (wanted && !worked)
         sleep_ns(1000000); /* a forward takes its time, too */
-    e->stats.step_ns += now_ns() - start;
+    e->stats.step_ns += de_now_ns() - start;
     *ret_events = e->events;
     *ret_n = e->n_events;
     return 0;

@@ -2,6 +2,7 @@
 #include <time.h>
 #include <uv.h>
 
+#include "base/clock.h"
 #include "daemon/codec_std.h"
 #include "daemon/config.h"
 #include "daemon/service.h"
@@ -25,13 +26,6 @@ static uv_loop_t loop;
 static dd_config config;
 static dd_service *service;
 static bool is_ready, is_fatal, is_drained;
-
-static uint64_t now_ns(void)
-{
-    struct timespec t;
-    (void)clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
 
 static void on_load(void *arg, const char *phase, double progress)
 {
@@ -89,8 +83,8 @@ static void turn(void)
 }
 #define UNTIL(cond)                                                                                \
     do {                                                                                           \
-        uint64_t until_ = now_ns() + 10000000000u;                                                 \
-        while (!(cond) && now_ns() < until_)                                                       \
+        uint64_t until_ = de_now_ns() + 10000000000u;                                              \
+        while (!(cond) && de_now_ns() < until_)                                                    \
             turn();                                                                                \
         CHECK(cond);                                                                               \
     } while (0)
@@ -149,7 +143,7 @@ static call *begin(const char *path, uint32_t uid, uint64_t deadline_ns, const P
     c->rpc = (dd_rpc){ .vt = &vtable,
                        .method = dd_service_method_find(path, strlen(path)),
                        .peer = { .is_unix = true, .uid = uid, .gid = uid },
-                       .arrived_ns = now_ns(),
+                       .arrived_ns = de_now_ns(),
                        .deadline_ns = deadline_ns };
     size_t len = protobuf_c_message_pack(m, buffer);
     dd_service_start(service, &c->rpc);
@@ -224,8 +218,8 @@ static const char *new_session(bool with_message, bool has_idle, uint64_t idle_n
         q.idle_timeout_ns = idle_ns;
     }
     call *x = begin(SESSION_PATH("CreateSession"), 1000, 0, &q.base);
-    uint64_t until = now_ns() + 10000000000u;
-    while (!x->is_finished && now_ns() < until)
+    uint64_t until = de_now_ns() + 10000000000u;
+    while (!x->is_finished && de_now_ns() < until)
         turn();
     if (ret_c)
         *ret_c = x;
@@ -321,7 +315,7 @@ TEST(longest_queue_time_does_not_end_a_request)
 static void on_prepare(uv_prepare_t *p)
 {
     uint64_t *until = p->data;
-    while (*until && now_ns() < *until)
+    while (*until && de_now_ns() < *until)
         (void)nanosleep(&(struct timespec){ .tv_nsec = 1000000 }, NULL);
     *until = 0;
 }
@@ -339,7 +333,7 @@ TEST(deadline_that_passes_with_the_last_event_of_a_session_ends_the_call_once)
     (void)uv_prepare_start(&p, on_prepare);
     Deltad__V1__ChatRequest q = chat_of("Hi.");
     q.session_id = id;
-    uint64_t deadline = now_ns() + 50000000;
+    uint64_t deadline = de_now_ns() + 50000000;
     call *c = begin(CHAT, 1000, deadline, &q.base);
     until = deadline + 20000000;
     UNTIL(c->is_finished);

@@ -1,7 +1,6 @@
 /* test_cuts.c -- how a sequence is cut into forwards, and where it lies in memory, on the demo
  * model: the chunked prefill against the recurrence at every position, a cut at every offset, the
  * states behind cuts at multiples of DE_CHUNK, pages in any order and with old contents. */
-#include "base/file.h"
 #include "model/forward.h"
 #include "support/tap.h"
 
@@ -23,8 +22,6 @@ __attribute__((constructor)) static void slow(void)
 static bool up(fixture *f, uint32_t threads)
 {
     delta_error err = { .text = "memory" };
-    char *text = NULL;
-    size_t len;
     *f = (fixture){ .model = NULL };
     const de_model_options o = { .threads = threads,
                                  .n_slots = SLOTS,
@@ -33,16 +30,13 @@ static bool up(fixture *f, uint32_t threads)
                                  .max_seqs = SLOTS,
                                  .max_out = MAX_LEN,
                                  .ctx_max = CTX };
-    int r = de_file_read(DEMO_MODEL_DIR "/config.json", 1 << 20, &text, &len, &err);
-    if (r == 0)
-        r = de_shape_parse(text, len, &f->shape, &err);
+    int r = de_shape_read(DEMO_MODEL_DIR, &f->shape, &err);
     if (r == 0)
         r = de_weights_open(DEMO_MODEL_DIR, &f->weights, &err);
     if (r == 0)
         r = de_bind(f->weights, &f->shape, &f->binding, &err);
     if (r == 0)
         r = de_model_open(f->weights, &f->shape, f->binding, &o, &f->model, &err);
-    free(text);
     if (r < 0)
         TAP_FAIL("%s", err.text);
     return r == 0;

@@ -2,7 +2,6 @@
  * the numbers are right is delta-golden's to show; here they must agree with themselves. */
 #include "support/tap.h"
 
-#include "base/file.h"
 #include "model/forward.h"
 
 enum { CTX = 512, PAGES = 64, MAX_ROWS = 512 };
@@ -16,8 +15,6 @@ typedef struct rig {
 
 static bool rig_open(rig *r, uint32_t threads)
 {
-    char *text;
-    size_t len;
     delta_error err = { .text = "" };
     const de_model_options o = { .threads = threads,
                                  .n_slots = 8,
@@ -26,15 +23,13 @@ static bool rig_open(rig *r, uint32_t threads)
                                  .max_seqs = 8,
                                  .max_out = 8,
                                  .ctx_max = CTX };
-    if (de_file_read(DEMO_MODEL_DIR "/config.json", 1 << 20, &text, &len, &err) < 0 ||
-        de_shape_parse(text, len, &r->shape, &err) < 0 ||
+    if (de_shape_read(DEMO_MODEL_DIR, &r->shape, &err) < 0 ||
         de_weights_open(DEMO_MODEL_DIR, &r->w, &err) < 0 ||
         de_bind(r->w, &r->shape, &r->b, &err) < 0 ||
         de_model_open(r->w, &r->shape, r->b, &o, &r->m, &err) < 0) {
         TAP_FAIL("%s", err.text);
         return false;
     }
-    free(text);
     return true;
 }
 

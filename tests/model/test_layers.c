@@ -9,7 +9,6 @@
 #include <time.h>
 
 #include "base/bf16.h"
-#include "base/file.h"
 #include "model/forward.h"
 
 enum { T = 131, D = 256, G = 128 }; /* rows: over two page and chunk borders */
@@ -247,8 +246,6 @@ static void experts(const de_layer_ref *l, const double *x, double *h)
 
 static void check(const char *dir)
 {
-    char path[512], *text;
-    size_t len;
     de_shape s;
     de_weights *w;
     de_binding *b;
@@ -261,9 +258,7 @@ static void check(const char *dir)
                                  .max_seqs = 1,
                                  .max_out = 1,
                                  .ctx_max = 256 };
-    (void)snprintf(path, sizeof path, "%s/config.json", dir);
-    if (de_file_read(path, 1 << 20, &text, &len, &err) < 0 ||
-        de_shape_parse(text, len, &s, &err) < 0 || de_weights_open(dir, &w, &err) < 0 ||
+    if (de_shape_read(dir, &s, &err) < 0 || de_weights_open(dir, &w, &err) < 0 ||
         de_bind(w, &s, &b, &err) < 0 || de_model_open(w, &s, b, &o, &m, &err) < 0) {
         TAP_FAIL("%s", err.text);
         return;
@@ -330,7 +325,6 @@ static void check(const char *dir)
     free(h);
     free(captured);
     free(logits);
-    free(text);
     de_model_free(m);
     de_binding_free(b);
     de_weights_free(w);
