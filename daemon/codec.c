@@ -313,8 +313,8 @@ static int take_reasoning(dd_request *r, const Deltad__V1__Reasoning *g, dd_stat
         return 0;
     if (g->mode > DELTAD__V1__REASONING__MODE__MODE_OFF || (int)g->mode < 0)
         return invalid(st, "reasoning.mode", "%d is not a mode", (int)g->mode);
-    if (g->budget_tokens_opt_case)
-        return later(st, "reasoning.budget_tokens");
+    r->has_budget = g->budget_tokens_opt_case != 0;
+    r->budget_tokens = g->budget_tokens;
     if (g->mode != DELTAD__V1__REASONING__MODE__MODE_UNSPECIFIED) {
         r->has_thinking = true;
         r->thinking = g->mode == DELTAD__V1__REASONING__MODE__MODE_ON;

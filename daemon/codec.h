@@ -29,6 +29,8 @@ typedef struct dd_request {
     size_t n_tools;
     enum delta_tool_mode tool_mode;
     bool has_thinking, thinking; /* thinking: true if absent */
+    bool has_budget;             /* of reasoning */
+    uint32_t budget_tokens;
     bool has_preserve, preserve;
     bool omit_reasoning, add_vision_id;
     bool has_text; /* Generate: text, else ids */

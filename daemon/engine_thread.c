@@ -232,6 +232,8 @@ static bool start(dd_engine *e, dd_timeline *t)
     if (r == 0 && t->run.n_ids)
         r = delta_session_append(t->session, t->run.ids, t->run.n_ids, &err);
     if (r == 0 && t->run.generate)
+        r = delta_session_guide(t->session, t->run.guide, &err);
+    if (r == 0 && t->run.generate)
         r = delta_session_generate(t->session, t->run.sampling, t->run.stopping, &err);
     if (r < 0) {
         err.code = r;

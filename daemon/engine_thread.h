@@ -61,6 +61,7 @@ typedef struct dd_run {
     int priority; /* higher first */
     const delta_sampling *sampling;
     const delta_stopping *stopping;
+    const delta_guide *guide; /* or NULL */
 } dd_run;
 
 typedef struct dd_timeline dd_timeline;

@@ -406,6 +406,9 @@ static int launch(dd_live *l, dd_status *st)
         if (dd_request_sampling(q, info, st) < 0)
             return -1;
         l->in_reasoning = l->method == DD_M_CHAT && q->thinking;
+        l->guide = (delta_guide){ .thinking = l->in_reasoning,
+                                  .has_budget = q->has_budget,
+                                  .budget_tokens = q->budget_tokens };
         l->think_end = delta_tokenizer_added_id(dd_engine_tokenizer(s->engine), "</think>");
     }
     uint32_t ctx = n + (generates ? q->stopping.max_tokens : 0);
@@ -438,7 +441,8 @@ static int launch(dd_live *l, dd_status *st)
                          .generate = generates,
                          .priority = q->priority,
                          .sampling = &q->sampling,
-                         .stopping = &q->stopping };
+                         .stopping = &q->stopping,
+                         .guide = &l->guide };
     l->is_running = true;
     s->stats.prompt_tokens += l->n_ids;
     dd_timeline_run(l->timeline, &run);

@@ -114,6 +114,7 @@ struct dd_live {
     dd_timeline *timeline;
     dd_session *session;
     bool leaves_open; /* the suffix ends in an open tool message */
+    delta_guide guide;
     delta_output *parser;
     dd_call *calls;
     size_t n_calls, cap_calls;

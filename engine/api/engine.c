@@ -156,8 +156,9 @@ static int open_tokenizer(delta_engine *e, const char *dir, delta_error *err)
     };
     e->info.n_tokens = n;
     /* Every byte may become U+FFFD; what stop strings hold may be given out five times. */
-    e->text_bytes = longest * 3 + DELTA_DETOK_ROOM * 4 + DELTA_MAX_STOP_BYTES * 8;
-    return 0;
+    e->text_bytes =
+        (longest * 3 + DELTA_DETOK_ROOM * 4) * DE_TOKENS_PER_STEP + DELTA_MAX_STOP_BYTES * 8;
+    return de_think_tags_find(e->tokenizer, &e->think, err);
 }
 
 /* ---- memory ---- */

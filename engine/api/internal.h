@@ -5,6 +5,7 @@
 #include <stdatomic.h>
 
 #include "api/checkpoint.h"
+#include "api/guide.h"
 #include "base/clock.h"
 #include "cache/gdn_slots.h"
 #include "cache/kv_pages.h"
@@ -16,8 +17,12 @@
 #include "sample/stop.h"
 #include "sched/plan.h"
 
-/* Events of a session in one step: PREFILL, TOKEN, 5 TEXT, FINISHED. */
-enum { DE_EVENTS_PER_SESSION = 8 };
+/* Events of a session in one step: PREFILL, TOKEN and at most 5 TEXT for each token, FINISHED. One
+ * token is drawn; tokens that must come next follow it at once. */
+enum {
+    DE_TOKENS_PER_STEP = 1 + DE_FORCED_MAX,
+    DE_EVENTS_PER_SESSION = 2 + DE_TOKENS_PER_STEP * 6,
+};
 
 /* All of this is allocated by delta_engine_open(). */
 struct delta_engine {
@@ -31,6 +36,7 @@ struct delta_engine {
     de_binding *binding;
     de_model *model;
     delta_tokenizer *tokenizer;
+    de_think_tags think;
     uint32_t *holes; /* ids below the tokenizer's size without a token */
     de_vocab_mask mask;
 
@@ -92,6 +98,7 @@ struct delta_session {
     uint32_t stop_ids[DELTA_MAX_STOP_IDS + DE_CHECKPOINT_EOS]; /* model's own and requested */
     uint32_t n_stop_ids;
     de_sampler sampler;
+    de_guide guide;
     de_stop stop;
     delta_detok detok;
 };

@@ -91,6 +91,7 @@ void delta_session_free(delta_session *s)
     }
     de_kv_pages_give(&e->kv, s->pages, s->n_pages);
     de_sampler_done(&s->sampler);
+    de_guide_done(&s->guide);
     free(s->pages);
     free(s->tokens);
     free(s->cuts);
@@ -134,6 +135,14 @@ int delta_session_append(delta_session *s, const uint32_t *ids, size_t n, delta_
     s->cuts[s->n / 8] |= (uint8_t)(1u << (s->n % 8));
     s->has_logits = false;
     return 0;
+}
+
+int delta_session_guide(delta_session *s, const delta_guide *g, delta_error *err)
+{
+    if (s->generating)
+        return delta_fail(err, DELTA_ESTATE, "a generation is running");
+    de_guide_done(&s->guide);
+    return de_guide_start(&s->guide, &s->engine->think, g, err);
 }
 
 int delta_session_generate(delta_session *s, const delta_sampling *sampling,

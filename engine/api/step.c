@@ -115,6 +115,8 @@ static void finish(delta_session *s, enum delta_finish reason, uint32_t stop,
     v->finished.decode_ns = s->generating ? s->last_ns - s->first_ns : 0;
     if (error)
         v->finished.error = *error;
+    if (s->generating)
+        de_guide_done(&s->guide);
     s->generating = false;
     s->in_turn = false;
     s->work_ns = 0;
@@ -213,7 +215,36 @@ static bool is_stop_id(const delta_session *s, uint32_t id)
     return false;
 }
 
-/* One token from the logits of the last one, which are changed. */
+/* The token d came, at `now`: into the timeline, and out. */
+static void take(delta_session *s, const de_drawn *d, const delta_top_logprob *top, uint64_t now)
+{
+    delta_engine *e = s->engine;
+    size_t len;
+    const uint8_t *bytes = delta_token_bytes(e->tokenizer, d->id, &len);
+    s->last_ns = now;
+    s->tokens[s->n++] = d->id;
+    s->sampled_end = s->n;
+    s->n_generated++;
+    e->stats.decode_tokens++;
+    delta_event *v = push_event(s, DELTA_EVENT_TOKEN);
+    v->token.id = d->id;
+    v->token.logprob = d->logprob;
+    v->token.top = top;
+    v->token.n_top = d->n_top;
+
+    if (is_stop_id(s, d->id)) {
+        finish(s, DELTA_FINISH_STOP_ID, d->id, NULL);
+        return;
+    }
+    const int match = release_token(s, d->id);
+    de_guide_took(&s->guide, d->id, bytes, len, s->detok.n_held > 0);
+    if (match >= 0)
+        finish(s, DELTA_FINISH_STOP_STRING, (uint32_t)match, NULL);
+    else if (s->n_generated == s->max_tokens)
+        finish(s, DELTA_FINISH_LENGTH, 0, NULL);
+}
+
+/* One token from the logits of the last one, which are changed, and those that must follow it. */
 static void sample(delta_session *s, float *logits)
 {
     delta_engine *e = s->engine;
@@ -222,9 +253,14 @@ static void sample(delta_session *s, float *logits)
     de_drawn d;
     delta_error error = { 0 };
     const bool barred = s->n_generated < s->min_tokens;
+    uint32_t id;
     s->has_logits = false;
-    int r = de_sample(&s->sampler, &e->mask, logits, s->stop_ids, barred ? s->n_stop_ids : 0, s->n,
-                      &e->scratch, &d, found, &error);
+    const bool forced = de_guide_forced(&s->guide, &id);
+    const de_choice choice = { .mask = &e->mask,
+                               .barred = s->stop_ids,
+                               .n_barred = barred ? s->n_stop_ids : 0,
+                               .forced = forced ? &id : NULL };
+    int r = de_sample(&s->sampler, &choice, logits, s->n, &e->scratch, &d, found, &error);
     if (r < 0) {
         finish(s, DELTA_FINISH_ERROR, 0, &error);
         return;
@@ -235,28 +271,16 @@ static void sample(delta_session *s, float *logits)
         s->work_ns = 0;
         s->first_ns = now;
     }
-    s->last_ns = now;
-    s->tokens[s->n++] = d.id;
-    s->sampled_end = s->n;
-    s->n_generated++;
-    e->stats.decode_tokens++;
     for (uint32_t i = 0; i < d.n_top; i++)
         top[i] = (delta_top_logprob){ found[i].id, found[i].logprob };
-    delta_event *v = push_event(s, DELTA_EVENT_TOKEN);
-    v->token.id = d.id;
-    v->token.logprob = d.logprob;
-    v->token.top = top;
-    v->token.n_top = d.n_top;
-
-    if (is_stop_id(s, d.id)) {
-        finish(s, DELTA_FINISH_STOP_ID, d.id, NULL);
-        return;
+    take(s, &d, top, now);
+    /* No forward is needed to know these; their log probabilities would need one. */
+    for (uint32_t n = 1; s->generating && n < DE_TOKENS_PER_STEP &&
+                         !de_sampler_wants_logprobs(&s->sampler) && de_guide_forced(&s->guide, &id);
+         n++) {
+        de_sampler_note(&s->sampler, id);
+        take(s, &(de_drawn){ .id = id, .logprob = NAN }, NULL, now);
     }
-    const int match = release_token(s, d.id);
-    if (match >= 0)
-        finish(s, DELTA_FINISH_STOP_STRING, (uint32_t)match, NULL);
-    else if (s->n_generated == s->max_tokens)
-        finish(s, DELTA_FINISH_LENGTH, 0, NULL);
 }
 
 /* The state of s now holds `rows` tokens more. */

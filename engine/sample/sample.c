@@ -109,17 +109,17 @@ static void adjust(const de_sampler *s, float *logits)
     }
 }
 
-static void mask_out(const de_sampler *s, const de_vocab_mask *m, float *logits,
-                     const uint32_t *barred, uint32_t n_barred)
+static void mask_out(const de_sampler *s, const de_choice *c, float *logits)
 {
+    const de_vocab_mask *m = c->mask;
     if (!s->p.any_id) {
         for (uint32_t i = m->n_tokens; i < m->n_vocab; i++)
             logits[i] = -INFINITY;
         for (uint32_t i = 0; i < m->n_holes; i++)
             logits[m->holes[i]] = -INFINITY;
     }
-    for (uint32_t i = 0; i < n_barred; i++)
-        logits[barred[i]] = -INFINITY;
+    for (uint32_t i = 0; i < c->n_barred; i++)
+        logits[c->barred[i]] = -INFINITY;
 }
 
 /* ---- selection ---- */
@@ -296,28 +296,41 @@ static bool find_largest(const float *logits, uint32_t n, uint32_t *ret_id)
     return sound;
 }
 
-int de_sample(de_sampler *s, const de_vocab_mask *mask, float *logits, const uint32_t *barred,
-              uint32_t n_barred, uint64_t position, de_sample_scratch *x, de_drawn *ret_drawn,
-              de_top *top, delta_error *err)
+bool de_sampler_wants_logprobs(const de_sampler *s)
 {
-    const uint32_t n = mask->n_vocab;
+    return s->p.logprobs || s->p.top_logprobs;
+}
+
+void de_sampler_note(de_sampler *s, uint32_t id)
+{
+    note(s, id, true);
+}
+
+int de_sample(de_sampler *s, const de_choice *c, float *logits, uint64_t position,
+              de_sample_scratch *x, de_drawn *ret_drawn, de_top *top, delta_error *err)
+{
+    const uint32_t n = c->mask->n_vocab;
     de_drawn d = { .logprob = NAN };
     double lse = 0;
     uint32_t best;
     if (!find_largest(logits, n, &best))
         return delta_fail(err, DELTA_EINTERNAL, "the model gave a logit that is no finite number");
-    const bool log_wanted = s->p.logprobs || s->p.top_logprobs;
+    const bool log_wanted = de_sampler_wants_logprobs(s);
     const float largest = logits[best];
     if (log_wanted && largest > -INFINITY)
         log_probabilities(s, logits, n, largest, x, &d, top, &lse);
     if (log_wanted)
         memcpy(x->raw, logits, n * sizeof *x->raw); /* the drawn one's is needed below */
-    adjust(s, logits);
-    mask_out(s, mask, logits, barred, n_barred);
-    (void)find_largest(logits, n, &best);
-    if (!(logits[best] > -INFINITY))
-        return delta_fail(err, DELTA_EINTERNAL, "no token is left to draw from");
-    d.id = s->p.temperature > 0 ? draw(s, logits, n, logits[best], position, x) : best;
+    if (c->forced) {
+        d.id = *c->forced;
+    } else {
+        adjust(s, logits);
+        mask_out(s, c, logits);
+        (void)find_largest(logits, n, &best);
+        if (!(logits[best] > -INFINITY))
+            return delta_fail(err, DELTA_EINTERNAL, "no token is left to draw from");
+        d.id = s->p.temperature > 0 ? draw(s, logits, n, logits[best], position, x) : best;
+    }
     if (log_wanted)
         d.logprob = (float)((double)x->raw[d.id] - lse);
     note(s, d.id, true);

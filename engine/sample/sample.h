@@ -70,11 +70,21 @@ typedef struct de_top {
     float logprob;
 } de_top;
 
-/* Draws the token at `position` and counts it. logits [n_vocab] are changed. barred: ids that may
- * not come now (stop ids before min_tokens). top has room for p.top_logprobs.
+/* What may come. */
+typedef struct de_choice {
+    const de_vocab_mask *mask;
+    const uint32_t *barred; /* ids that may not come now (stop ids before min_tokens) */
+    uint32_t n_barred;
+    const uint32_t *forced; /* the one that comes, whatever the logits say; or NULL */
+} de_choice;
+
+/* Draws the token at `position` and counts it. logits [n_vocab] are changed. top has room for
+ * p.top_logprobs.
  * DELTA_EINTERNAL: logits that are NaN or +inf, or nothing left to draw from. */
-int de_sample(de_sampler *s, const de_vocab_mask *mask, float *logits, const uint32_t *barred,
-              uint32_t n_barred, uint64_t position, de_sample_scratch *x, de_drawn *ret_drawn,
-              de_top *top, delta_error *err);
+int de_sample(de_sampler *s, const de_choice *c, float *logits, uint64_t position,
+              de_sample_scratch *x, de_drawn *ret_drawn, de_top *top, delta_error *err);
+
+bool de_sampler_wants_logprobs(const de_sampler *s);
+void de_sampler_note(de_sampler *s, uint32_t id); /* counts a token that came without a draw */
 
 #endif

@@ -179,6 +179,22 @@ class Streams(unittest.TestCase):
         return request([message("user", self.QUESTIONS[i])], temperature=0.0 if i % 2 else 1.2, seed=100 + i,
                        max_tokens=60, think=i % 4 < 2, **more)
 
+    def test_a_budget_closes_reasoning(self):
+        def ask(**budget):
+            r = request([message("user", "What color is the sky?")], temperature=0.0, think=True)
+            r.reasoning.MergeFrom(t.Reasoning(**budget))
+            return gather(inference.Chat(r))
+
+        whole = ask()
+        self.assertGreater(whole["finished"].usage.reasoning_tokens, 8)
+        for budget in (0, 1, 5):
+            out = ask(budget_tokens=budget)
+            self.assertTrue(whole["reasoning"].startswith(out["reasoning"]), out)
+            self.assertTrue(out["text"])
+            self.assertLessEqual(out["finished"].usage.reasoning_tokens, budget + 2)  # a newline and </think>
+        out = ask(budget_tokens=1000)
+        self.assertEqual((out["reasoning"], out["text"]), (whole["reasoning"], whole["text"]))
+
     def test_sixteen_at_once_say_what_each_says_alone(self):
         alone = [gather(inference.Chat(self.ask(i))) for i in range(16)]
         together = [None] * 16

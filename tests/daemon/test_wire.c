@@ -147,10 +147,6 @@ TEST(what_this_version_lacks_is_refused_by_name)
     dd_wire_put_varint(&inner, 1, 3);
     put_message(&o, 7, &inner);
     expect(DD_REQ_CHAT, &o, DD_UNIMPLEMENTED, "NOT_IMPLEMENTED", "tool_choice.mode");
-    o = chat("x", 1);
-    dd_wire_put_varint(&inner, 2, 5);
-    put_message(&o, 9, &inner);
-    expect(DD_REQ_CHAT, &o, DD_UNIMPLEMENTED, "NOT_IMPLEMENTED", "reasoning.budget_tokens");
 }
 
 TEST(template_kwargs_are_three_and_no_more)

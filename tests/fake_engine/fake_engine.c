@@ -354,6 +354,13 @@ static int find_reply(delta_session *s, delta_error *err)
     return delta_tokenize(e->tokenizer, text, len, false, &s->reply, &s->n_reply, err);
 }
 
+/* The script says what is said, guided or not. */
+int delta_session_guide(delta_session *s, const delta_guide *g, delta_error *err)
+{
+    (void)g;
+    return s->generating ? delta_fail(err, DELTA_ESTATE, "a generation is running") : 0;
+}
+
 int delta_session_generate(delta_session *s, const delta_sampling *sampling,
                            const delta_stopping *stopping, delta_error *err)
 {

@@ -60,6 +60,20 @@ int delta_session_append(delta_session *s, const uint32_t *ids, size_t n, delta_
 int delta_session_generate(delta_session *s, const delta_sampling *sampling,
                            const delta_stopping *stopping, delta_error *err);
 
+/* What the next generation is held to besides its sampling. */
+typedef struct delta_guide {
+    bool thinking; /* the timeline ends in an open think block */
+    /* Reasoning is closed after that many tokens, as the template would close it; 0: at once. Not
+     * inside a character or an opened call. Nothing happens without `thinking`. */
+    bool has_budget;
+    uint32_t budget_tokens;
+} delta_guide;
+
+/* For the next delta_session_generate() alone; NULL takes back what was said. The struct is copied.
+ *   DELTA_ESTATE        a generation runs
+ *   DELTA_EUNSUPPORTED  a budget, and the tokenizer has no </think> */
+int delta_session_guide(delta_session *s, const delta_guide *g, delta_error *err);
+
 /* Ends a running generation or prefill at the next step boundary, with a
  * FINISHED event, reason CANCELLED: a cancel during a step is honoured at that
  * step's end, before its tokens are sampled. Appended tokens that are not

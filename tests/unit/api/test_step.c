@@ -9,7 +9,15 @@
 #include "delta/delta.h"
 #include "model/forward.h"
 
-enum { VOCAB = 2048, TOKENS = 500, TAG = 300, EOS = 400, NAN_TOKEN = 401, FAULT_TOKEN = 402 };
+enum {
+    VOCAB = 2048,
+    TOKENS = 500,
+    TAG = 300,
+    CLOSE = 301,
+    EOS = 400,
+    NAN_TOKEN = 401,
+    FAULT_TOKEN = 402
+};
 
 /* ---- the tokenizer ---- */
 
@@ -35,20 +43,43 @@ uint32_t delta_tokenizer_size(const delta_tokenizer *t)
 enum delta_token_kind delta_token_kind(const delta_tokenizer *t, uint32_t id)
 {
     (void)t;
-    return id < 256    ? DELTA_TOKEN_TEXT
-           : id == TAG ? DELTA_TOKEN_ADDED
-           : id == EOS ? DELTA_TOKEN_SPECIAL
-                       : DELTA_TOKEN_NONE;
+    return id < 256                   ? DELTA_TOKEN_TEXT
+           : id == TAG || id == CLOSE ? DELTA_TOKEN_ADDED
+           : id == EOS                ? DELTA_TOKEN_SPECIAL
+                                      : DELTA_TOKEN_NONE;
 }
 const uint8_t *delta_token_bytes(const delta_tokenizer *t, uint32_t id, size_t *ret_len)
 {
     static uint8_t bytes[256];
     (void)t;
-    *ret_len = id < 256 ? 1 : id == TAG || id == EOS ? 5 : 0;
+    *ret_len = id < 256 ? 1 : id == TAG || id == EOS ? 5 : id == CLOSE ? 8 : 0;
+    if (id == CLOSE)
+        return (const uint8_t *)"</think>";
     if (id >= 256)
         return *ret_len ? (const uint8_t *)"<tag>" : NULL;
     bytes[id] = (uint8_t)id;
     return &bytes[id];
+}
+int64_t delta_tokenizer_added_id(const delta_tokenizer *t, const char *text)
+{
+    (void)t;
+    return strcmp(text, "</think>") == 0 ? CLOSE : -1;
+}
+/* Bytes, and "</think>". */
+int delta_tokenize(const delta_tokenizer *t, const char *text, size_t len, bool plain,
+                   uint32_t **ret_ids, size_t *ret_n, delta_error *err)
+{
+    (void)t, (void)plain, (void)err;
+    uint32_t *ids = malloc((len + 1) * sizeof *ids);
+    size_t n = 0;
+    for (size_t i = 0; i < len; i++) {
+        const bool closes = len - i >= 8 && memcmp(text + i, "</think>", 8) == 0;
+        ids[n++] = closes ? CLOSE : (uint8_t)text[i];
+        i += closes ? 7 : 0;
+    }
+    *ret_ids = ids;
+    *ret_n = n;
+    return 0;
 }
 /* ASCII, and two-byte characters. */
 size_t delta_detok_push(delta_detok *d, const uint8_t *bytes, size_t len, char *out, size_t cap)
@@ -289,6 +320,89 @@ TEST(open_reports_the_checkpoint)
     CHECK_NEAR((double)i->sampling_plain.temperature, 0.6, 1e-6);
     CHECK(i->template_known && strlen(i->template_sha256) == 64);
     CHECK_EQ(i->ctx_max, 4096); /* no longer than all pages */
+    delta_engine_free(e);
+}
+
+/* What a session of one token says under a budget, told `text` by the model. */
+static void say_within(const char *text, uint32_t budget, bool logprobs, result *x)
+{
+    delta_engine *e = open_engine(2, 4096, 64);
+    delta_session *s = new_session(e, 600, x);
+    delta_sampling p = greedy;
+    p.logprobs = logprobs;
+    memset(script, 0, sizeof script);
+    say_text(1, text);
+    append_count(s, 1, 1);
+    const delta_guide g = { .thinking = true, .has_budget = true, .budget_tokens = budget };
+    CHECK_EQ(delta_session_guide(s, &g, NULL), 0);
+    CHECK_EQ(delta_session_generate(s, &p, &(delta_stopping){ .max_tokens = 60 }, NULL), 0);
+    CHECK_EQ(delta_session_guide(s, &g, NULL), DELTA_ESTATE);
+    run(e, s);
+    x->text[x->len] = '\0';
+    CHECK_EQ(x->n, 60);
+    delta_session_free(s);
+    delta_engine_free(e);
+}
+
+TEST(a_budget_closes_reasoning)
+{
+    static result x, y;
+    say_within("let me think about it", 6, false, &x);
+    CHECK(strncmp(x.text, "let me\n</think>\n\n", 17) == 0);
+    /* The same tokens where each of them wants its log probability, one a step. */
+    say_within("let me think about it", 6, true, &y);
+    CHECK(memcmp(x.ids, y.ids, sizeof x.ids[0] * 10) == 0);
+    CHECK(isfinite(y.logprobs[7]) && isfinite(y.logprobs[8]));
+    say_within("let me\nthink about it", 7, false, &x);
+    CHECK(strncmp(x.text, "let me\n</think>\n\n", 17) == 0);
+    say_within("let me think about it", 0, false, &x);
+    CHECK(strncmp(x.text, "\n</think>\n\n", 11) == 0);
+    /* Not inside a character. */
+    say_within("1234\xc3\xa4", 5, false, &x);
+    CHECK(strncmp(x.text, "1234\xc3\xa4\n</think>\n\n", 17) == 0);
+    /* Not inside a call; but a mention of the tag is no call. */
+    say_within("<tool_call>\n<function=f>\n</function>\n</tool_call> and", 20, false, &x);
+    CHECK(strstr(x.text, "</tool_call>\n</think>\n\n") != NULL);
+    say_within("<tool_call><tool_call><function=f></function></tool_call>", 30, false, &x);
+    CHECK(strstr(x.text, "</tool_call>\n</think>") != NULL);
+    say_within("a <tool_call> tag is what I write", 16, false, &x);
+    CHECK(strncmp(x.text, "a <tool_call> ta\n</think>\n\n", 27) == 0);
+}
+
+TEST(a_budget_ends_with_its_generation)
+{
+    static result x;
+    delta_engine *e = open_engine(2, 4096, 64);
+    delta_session *s = new_session(e, 600, &x);
+    const delta_guide g = { .thinking = true, .has_budget = true, .budget_tokens = 3 };
+    memset(script, 0, sizeof script);
+    say_text(1, "abcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyz");
+    append_count(s, 1, 1);
+    CHECK_EQ(delta_session_guide(s, &g, NULL), 0);
+    generate(s, 5); /* ends among the forced tokens */
+    run(e, s);
+    CHECK_EQ(x.reason, DELTA_FINISH_LENGTH);
+    CHECK_EQ(x.n_generated, 5);
+    x.finished = false;
+    generate(s, 10);
+    run(e, s);
+    x.text[x.len] = '\0';
+    CHECK_STR(x.text, "abc\n</think>fghijklmno");
+    /* The model closes in time: nothing is added. */
+    result y;
+    delta_session *t = new_session(e, 600, &y);
+    memset(script, 0, sizeof script);
+    say_text(1, "ab");
+    script[3] = CLOSE;
+    say_text(4, "cdefghijklmno");
+    append_count(t, 1, 1);
+    CHECK_EQ(delta_session_guide(t, &g, NULL), 0);
+    generate(t, 10);
+    run(e, t);
+    y.text[y.len] = '\0';
+    CHECK_STR(y.text, "ab</think>cdefghi");
+    delta_session_free(s);
+    delta_session_free(t);
     delta_engine_free(e);
 }
 

@@ -131,7 +131,9 @@ TEST(sample_draws_what_the_sorted_reference_draws)
         de_sampler s;
         de_drawn d;
         REQUIRE(de_sampler_start(&s, &p, N, NULL, 0, 1, NULL) == 0);
-        CHECK_EQ(de_sample(&s, &mask, logits, barred, 2, position, &x, &d, NULL, NULL), 0);
+        CHECK_EQ(de_sample(&s, &(de_choice){ .mask = &mask, .barred = barred, .n_barred = 2 },
+                           logits, position, &x, &d, NULL, NULL),
+                 0);
         if (!close)
             CHECK_EQ(d.id, want);
         CHECK(weights[d.id] > 0 || close);
@@ -155,7 +157,7 @@ TEST(sample_frequencies_follow_the_probabilities)
         de_sampler s;
         de_drawn d;
         REQUIRE(de_sampler_start(&s, &p, N, NULL, 0, 1, NULL) == 0);
-        REQUIRE(de_sample(&s, &mask, logits, NULL, 0, i, &x, &d, NULL, NULL) == 0);
+        REQUIRE(de_sample(&s, &(de_choice){ .mask = &mask }, logits, i, &x, &d, NULL, NULL) == 0);
         REQUIRE(d.id < 4);
         count[d.id]++;
         de_sampler_done(&s);
@@ -179,10 +181,10 @@ TEST(sample_greedy_takes_the_lowest_id_on_a_tie_and_masks_what_is_no_token)
     de_sampler s;
     de_drawn d;
     REQUIRE(de_sampler_start(&s, &p, N, NULL, 0, 1, NULL) == 0);
-    CHECK_EQ(de_sample(&s, &mask, logits, NULL, 0, 0, &x, &d, NULL, NULL), 0);
+    CHECK_EQ(de_sample(&s, &(de_choice){ .mask = &mask }, logits, 0, &x, &d, NULL, NULL), 0);
     CHECK_EQ(d.id, 30);
     s.p.any_id = true;
-    CHECK_EQ(de_sample(&s, &mask, copy, NULL, 0, 0, &x, &d, NULL, NULL), 0);
+    CHECK_EQ(de_sample(&s, &(de_choice){ .mask = &mask }, copy, 0, &x, &d, NULL, NULL), 0);
     CHECK_EQ(d.id, 290);
     de_sampler_done(&s);
     de_sample_scratch_done(&x);
@@ -208,7 +210,7 @@ TEST(sample_penalties_and_bias_are_those_of_the_formula)
         for (uint32_t i = 0; i < N; i++)
             l[i] = -20;
         l[1] = 6, l[2] = -1, l[3] = 20;
-        CHECK_EQ(de_sample(&s, &mask, l, NULL, 0, 0, &x, &d, NULL, NULL), 0);
+        CHECK_EQ(de_sample(&s, &(de_choice){ .mask = &mask }, l, 0, &x, &d, NULL, NULL), 0);
         CHECK_EQ(d.id, 3);
         CHECK_NEAR(l[1], (6 - 2) / 2.0, 0); /* only in the prompt */
         CHECK_NEAR(l[2], -1 * 2, 0);
@@ -244,7 +246,7 @@ TEST(sample_log_probabilities_are_of_the_raw_logits)
         de_drawn d;
         de_top top[DELTA_MAX_TOP_LOGPROBS];
         REQUIRE(de_sampler_start(&s, &p, N, NULL, 0, 1, NULL) == 0);
-        REQUIRE(de_sample(&s, &mask, logits, NULL, 0, 7, &x, &d, top, NULL) == 0);
+        REQUIRE(de_sample(&s, &(de_choice){ .mask = &mask }, logits, 7, &x, &d, top, NULL) == 0);
         if (raw[d.id] > -INFINITY)
             CHECK_NEAR((double)d.logprob, (double)raw[d.id] - log(sum), 1e-5);
         CHECK_EQ(d.n_top, p.top_logprobs);
@@ -270,12 +272,14 @@ TEST(sample_refuses_bad_logits_and_an_empty_choice)
         for (int k = 0; k < 2; k++) {
             float logits[N] = { 0 };
             logits[at] = bad[k];
-            CHECK_EQ(de_sample(&s, &mask, logits, NULL, 0, 0, &x, &d, NULL, NULL), DELTA_EINTERNAL);
+            CHECK_EQ(de_sample(&s, &(de_choice){ .mask = &mask }, logits, 0, &x, &d, NULL, NULL),
+                     DELTA_EINTERNAL);
         }
     float none[N];
     for (uint32_t i = 0; i < N; i++)
         none[i] = i < TOKENS ? -INFINITY : 1;
-    CHECK_EQ(de_sample(&s, &mask, none, NULL, 0, 0, &x, &d, NULL, NULL), DELTA_EINTERNAL);
+    CHECK_EQ(de_sample(&s, &(de_choice){ .mask = &mask }, none, 0, &x, &d, NULL, NULL),
+             DELTA_EINTERNAL);
     de_sampler_done(&s);
     de_sample_scratch_done(&x);
 }

@@ -1,0 +1,59 @@
+/* guide.h -- what a generation is held to besides its sampling: the budget of its reasoning.
+ *
+ * A guide knows which tokens must come next, whatever the model would say. They stand in a queue;
+ * step.c takes from it before it draws, and tells the guide of every token that came, drawn or not.
+ *
+ * The budget  after budget_tokens of reasoning the queue gets "\n</think>\n\n" as the template
+ *             writes it, without the first newline where there is one already. Not in the middle of
+ *             a character (up to 3 tokens later), and not inside what may be opening
+ *             a call, or a call: its values may hold anything, and its end ends the reasoning anyway.
+ *
+ * Ownership   part of a session. Nothing allocates after de_guide_start().
+ * Threads     engine thread. */
+#ifndef DE_GUIDE_H
+#define DE_GUIDE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "delta/session.h"
+
+enum { DE_FORCED_MAX = 16 }; /* tokens in the queue */
+
+/* What closes reasoning; ids of the tokenizer, found once. close_id < 0: the checkpoint has no such
+ * token, and budgets are refused. */
+typedef struct de_think_tags {
+    int64_t close_id;                          /* </think> */
+    uint32_t after_text[DE_FORCED_MAX / 2];    /* "\n</think>\n\n" */
+    uint32_t after_newline[DE_FORCED_MAX / 2]; /* "</think>\n\n" */
+    uint32_t n_after_text, n_after_newline;
+} de_think_tags;
+
+int de_think_tags_find(const delta_tokenizer *t, de_think_tags *ret_tags, delta_error *err);
+
+typedef struct de_guide {
+    const de_think_tags *tags;
+    bool in_reasoning;
+    bool has_budget;
+    uint32_t budget, n_reasoning;
+    bool after_newline;
+    uint8_t call; /* how much of "<tool_call>, white space, <function=" came; all: inside a call */
+    uint32_t queue[DE_FORCED_MAX];
+    uint32_t n_queue, at;
+} de_guide;
+
+/* g: NULL for a generation without any. DELTA_EUNSUPPORTED: a budget, and no </think>. */
+int de_guide_start(de_guide *guide, const de_think_tags *tags, const delta_guide *g,
+                   delta_error *err);
+
+void de_guide_done(de_guide *guide); /* also of a zeroed one, also twice */
+
+/* The token that must come next, which stays in the queue until de_guide_took(). */
+bool de_guide_forced(const de_guide *guide, uint32_t *ret_id);
+
+/* The token came. bytes: its text. in_character: the text ends inside a character. */
+void de_guide_took(de_guide *guide, uint32_t id, const uint8_t *bytes, size_t len,
+                   bool in_character);
+
+#endif
