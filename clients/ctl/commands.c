@@ -120,8 +120,11 @@ int ctl_parse(ctl *c, int argc, char **argv)
     const char *file = "-";
     int code = 0;
     q.thinking = true;
+    bool lines = false;
     for (int i = 1; i < argc && code == 0; i++) {
-        if (strcmp(argv[i], "--no-think") == 0)
+        if (strcmp(argv[i], "--jsonl") == 0)
+            lines = true;
+        else if (strcmp(argv[i], "--no-think") == 0)
             q.thinking = false;
         else if (strcmp(argv[i], "--cut") == 0)
             q.cut = true;
@@ -132,6 +135,10 @@ int ctl_parse(ctl *c, int argc, char **argv)
         else
             file = argv[i];
     }
+    if (code == 0 && lines)
+        return q.n_tools || q.cut || !q.thinking
+                   ? ctl_usage("parse: with --jsonl each line has its own tools, thinking and end")
+                   : ctl_parse_lines(file);
     ProtobufCBinaryData chunk;
     if (code == 0 && !(chunk.data = (uint8_t *)ctl_read_file(c, file, &chunk.len)))
         code = CTL_USAGE;

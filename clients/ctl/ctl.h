@@ -1,7 +1,8 @@
 /* ctl.h -- what the files of deltactl share.
  *
  * deltactl speaks to the daemon through libdeltac alone. engine/base (libc
- * only) lends its JSON reader for files of messages and tools. */
+ * only) lends its JSON reader for files of messages and tools, engine/chat
+ * (which knows nothing of the model) its output parser for parse --jsonl. */
 #ifndef CTL_H
 #define CTL_H
 
@@ -78,6 +79,7 @@ int ctl_chat(ctl *c, int argc, char **argv);
 int ctl_generate(ctl *c, int argc, char **argv);
 int ctl_render(ctl *c, int argc, char **argv);
 int ctl_parse(ctl *c, int argc, char **argv);
+int ctl_parse_lines(const char *path); /* parse --jsonl, of a file or "-" */
 int ctl_tokenize(ctl *c, int argc, char **argv);
 int ctl_detokenize(ctl *c, int argc, char **argv);
 int ctl_sessions(ctl *c, int argc, char **argv);
