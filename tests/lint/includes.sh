@@ -31,7 +31,7 @@ mapfile -t engine_lib < <(printf '%s\n' "${engine[@]}" | grep -v '^engine/tools/
 mapfile -t no_cuda < <(printf '%s\n' "${engine[@]}" | grep -vE '\.cuh?$|^engine/backend/cuda/')
 mapfile -t base < <(list 'engine/base/*')
 mapfile -t public < <(list 'engine/include/*')
-mapfile -t lower < <(list 'engine/sched/*' 'engine/tokenizer/*' 'engine/chat/*' 'engine/base/*')
+mapfile -t lower < <(list 'engine/sched/*' 'engine/tokenizer/*' 'engine/chat/*' 'engine/grammar/*' 'engine/base/*')
 mapfile -t model < <(list 'engine/model/*')
 mapfile -t daemon < <(list 'daemon/*.c' 'daemon/*.h')
 mapfile -t daemon_no_grpc < <(printf '%s\n' "${daemon[@]}" | grep -v '^daemon/grpc/')
@@ -46,7 +46,7 @@ rule 'the engine never prints, exits or reads the environment' \
 rule 'CUDA headers are for .cu files and backend/cuda/' '#include [<"]cuda' "${no_cuda[@]}"
 includes 'base includes base and the public error list' 'base/|delta/error\.h' "${base[@]}"
 includes 'public headers include public headers' 'delta/' "${public[@]}"
-rule 'sched, tokenizer, chat and base know no backend' \
+rule 'sched, tokenizer, chat, grammar and base know no backend' \
     '#include "(backend|kernels|model|cache|api)/' "${lower[@]}"
 rule 'model knows neither sched, cache nor api' '#include "(sched|cache|api)/' "${model[@]}"
 while IFS= read -r folder; do

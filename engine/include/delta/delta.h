@@ -5,6 +5,7 @@
 #include "delta/chat.h"
 #include "delta/engine.h"
 #include "delta/error.h"
+#include "delta/grammar.h"
 #include "delta/output.h"
 #include "delta/sampling.h"
 #include "delta/session.h"
