@@ -1,6 +1,6 @@
 /* inference.c -- Chat and Generate from request to last event, and the calls around them.
  *
- *   start    decode, admit, render, tokenise, post a run to the engine thread, Accepted
+ *   start    decode, admit, prepare the prompt (prepare.c), post a run to the engine thread, Accepted
  *   notes    tokens and text -> output parser -> events -> the request's queue
  *   pump     one event at a time to the transport; a full queue pauses the sequence
  *   end      Finished and OK, or a status; the client's leaving cancels */
@@ -12,23 +12,22 @@
 #include "daemon/live.h"
 #include "daemon/log.h"
 
-static void live_free(dd_live *l)
+static void drop_items(dd_live *l)
 {
-    dd_service *s = l->s;
-    assert(!l->rpc && !l->is_running);
-    if (l->prev)
-        l->prev->next = l->next;
-    else
-        s->live = l->next;
-    if (l->next)
-        l->next->prev = l->prev;
-    s->n_live--;
     for (dd_item *i = l->first, *next; i; i = next) {
         next = i->next;
         free(i->encoded);
         de_text_done(&i->text);
         free(i);
     }
+    l->first = l->last = NULL;
+    l->n_items = 0;
+    l->item_bytes = 0;
+}
+
+void dd_live_done(dd_live *l)
+{
+    drop_items(l);
     for (size_t i = 0; i < l->n_calls; i++) {
         free(l->calls[i].name);
         free(l->calls[i].arguments);
@@ -37,6 +36,20 @@ static void live_free(dd_live *l)
     de_text_done(&l->reasoning);
     de_text_done(&l->content);
     delta_output_free(l->parser);
+}
+
+static void live_free(dd_live *l)
+{
+    dd_service *s = l->s;
+    assert(!l->rpc && !l->is_running && !l->is_preparing);
+    if (l->prev)
+        l->prev->next = l->next;
+    else
+        s->live = l->next;
+    if (l->next)
+        l->next->prev = l->prev;
+    s->n_live--;
+    dd_live_done(l);
     if (!l->session)
         dd_timeline_free(l->timeline);
     free(l->ids);
@@ -53,24 +66,13 @@ static void finish(dd_live *l, const dd_status *st)
     dd_refuse(r, st);
 }
 
-static void drop_items(dd_live *l)
-{
-    for (dd_item *i = l->first, *next; i; i = next) {
-        next = i->next;
-        free(i->encoded);
-        de_text_done(&i->text);
-        free(i);
-    }
-    l->first = l->last = NULL;
-    l->n_items = 0;
-    l->item_bytes = 0;
-}
-
 void dd_live_fail(dd_live *l, const dd_status *st)
 {
     drop_items(l);
     if (l->rpc)
         finish(l, st);
+    if (l->is_preparing)
+        return; /* on_prepared() frees it */
     if (l->is_running)
         dd_timeline_cancel(l->timeline);
     else
@@ -196,12 +198,13 @@ void dd_live_closed(dd_live *l)
 
 void dd_live_cancel(dd_live *l, enum dd_end why)
 {
-    if (!l->is_running || l->end)
+    if (!(l->is_running || l->is_preparing) || l->end)
         return;
     l->end = why;
     if (why == DD_END_CANCEL)
         l->s->stats.cancelled++;
-    dd_timeline_cancel(l->timeline);
+    if (l->is_running)
+        dd_timeline_cancel(l->timeline); /* else launch() does */
 }
 
 /* ---- the start */
@@ -216,53 +219,6 @@ static void context_length(dd_status *st, size_t n, uint32_t max)
     st->meta[1].key = "max_context_tokens";
     (void)snprintf(st->meta[1].value, sizeof st->meta[1].value, "%u", max);
     st->n_meta = 2;
-}
-
-static void from_error(dd_status *st, const delta_error *err, const char *field)
-{
-    if (err->code == DELTA_ENOMEM) {
-        dd_status_set(st, DD_RESOURCE_EXHAUSTED, "OUT_OF_MEMORY", "%s", err->text);
-        return;
-    }
-    dd_status_set(st, DD_INVALID_ARGUMENT, "FIELD_INVALID", "%s", err->text);
-    (void)snprintf(st->field, sizeof st->field, "%s", field);
-}
-
-int dd_render(dd_service *s, const dd_request *r, size_t first, enum delta_join join, bool open,
-              bool prompt, delta_rendered *ret_text, uint32_t **ret_ids, size_t *ret_n,
-              dd_status *st)
-{
-    delta_error err = { 0 };
-    const delta_chat c = {
-        .messages = r->messages,
-        .n_messages = r->n_messages,
-        .tools_json = r->tools,
-        /* A session's tools stay in its prompt: its beginning was computed with them. */
-        .n_tools = r->tool_mode == DELTA_TOOLS_NONE && !r->session_id[0] ? 0 : r->n_tools,
-        .add_generation_prompt = prompt,
-        .enable_thinking = r->thinking,
-        .preserve_thinking = r->preserve,
-        .add_vision_id = r->add_vision_id,
-        .scalars_as_python = delta_template_known(dd_engine_info(s->engine)->template_sha256) == 35,
-        .first_message = first,
-        .join = join,
-        .leave_open = open,
-    };
-    int e = delta_chat_render(&c, ret_text, &err);
-    if (e < 0) {
-        err.code = e;
-        from_error(st, &err, "messages");
-        return -1;
-    }
-    e = delta_tokenize(dd_engine_tokenizer(s->engine), ret_text->len ? ret_text->text : "",
-                       ret_text->len, false, ret_ids, ret_n, &err);
-    if (e < 0) {
-        delta_rendered_done(ret_text);
-        err.code = e;
-        from_error(st, &err, "messages");
-        return -1;
-    }
-    return 0;
 }
 
 static int admit(dd_service *s, const dd_rpc *r, dd_status *st)
@@ -305,77 +261,6 @@ static int take_request_id(dd_live *l, const char *wanted, dd_status *st)
             return -1;
         }
     return 0;
-}
-
-/* The prompt's tokens into l->ids. */
-static int make_prompt(dd_live *l, dd_status *st)
-{
-    dd_request *q = &l->req;
-    if (l->method == DD_M_GENERATE) {
-        delta_error err = { 0 };
-        if (q->has_text) {
-            int e = delta_tokenize(dd_engine_tokenizer(l->s->engine), q->text.p, q->text.len,
-                                   q->plain_text, &l->ids, &l->n_ids, &err);
-            if (e < 0) {
-                err.code = e;
-                from_error(st, &err, "text");
-                return -1;
-            }
-            return 0;
-        }
-        l->ids = malloc(q->n_ids * sizeof *l->ids);
-        if (!l->ids) {
-            dd_status_set(st, DD_RESOURCE_EXHAUSTED, "OUT_OF_MEMORY", "no memory for the prompt");
-            return -1;
-        }
-        memcpy(l->ids, q->ids, q->n_ids * sizeof *l->ids);
-        l->n_ids = q->n_ids;
-        return 0;
-    }
-    size_t first = 0;
-    enum delta_join join = DELTA_JOIN_AUTO;
-    if ((q->session_id[0] || l->method != DD_M_CHAT) && dd_session_begin(l, &first, &join, st) < 0)
-        return -1;
-    bool prompt = l->method == DD_M_CHAT;
-    if (!prompt && q->n_messages == first)
-        return 0; /* an empty session */
-    delta_rendered text = { 0 };
-    l->leaves_open =
-        !prompt && q->n_messages && q->messages[q->n_messages - 1].role == DELTA_ROLE_TOOL;
-    if (dd_render(l->s, q, first, join, l->leaves_open, prompt, &text, &l->ids, &l->n_ids, st) < 0)
-        return -1;
-    delta_rendered_done(&text);
-    if (l->session && l->session->needs_end) {
-        int64_t end = delta_tokenizer_added_id(dd_engine_tokenizer(l->s->engine), "<|im_end|>");
-        uint32_t *more = end < 0 ? NULL : realloc(l->ids, (l->n_ids + 1) * sizeof *more);
-        if (!more) {
-            dd_status_set(st, DD_INTERNAL, "INTERNAL", "no <|im_end|> token, or no memory");
-            return -1;
-        }
-        memmove(more + 1, more, l->n_ids * sizeof *more);
-        more[0] = (uint32_t)end;
-        l->ids = more;
-        l->n_ids++;
-    }
-    return 0;
-}
-
-static int make_parser(dd_live *l, dd_status *st)
-{
-    delta_error err = { 0 };
-    const delta_output_options o = {
-        .thinking = l->req.thinking,
-        .tools = l->req.tool_mode,
-        .tools_json = l->req.tools,
-        .n_tools = l->req.tool_mode == DELTA_TOOLS_NONE ? 0 : l->req.n_tools,
-        .calls_in_reasoning = l->s->o.config->policy.calls_in_reasoning,
-    };
-    int e = delta_output_new(&o, &l->parser, &err);
-    if (e < 0) {
-        err.code = e;
-        from_error(st, &err, "tools");
-    }
-    return e;
 }
 
 /* Room, sampling and Accepted; then the run. */
@@ -446,6 +331,8 @@ static int launch(dd_live *l, dd_status *st)
     l->is_running = true;
     s->stats.prompt_tokens += l->n_ids;
     dd_timeline_run(l->timeline, &run);
+    if (l->end)
+        dd_timeline_cancel(l->timeline);
     return 0;
 }
 
@@ -453,6 +340,51 @@ static int launch(dd_live *l, dd_status *st)
 static bool is_empty_session(const dd_live *l)
 {
     return l->method == DD_M_CREATE && l->n_ids == 0 && !l->req.ctx_tokens;
+}
+
+/* The prompt is there, or *st says why not. May free l. */
+static void proceed(dd_live *l, int prepared, dd_status *st)
+{
+    dd_service *s = l->s;
+    if (prepared < 0 || (!is_empty_session(l) && launch(l, st) < 0)) {
+        if (l->session)
+            dd_session_end(l, NULL, false);
+        dd_live_fail(l, st);
+        return;
+    }
+    if (is_empty_session(l)) {
+        dd_rpc *r = l->rpc;
+        size_t n = 0;
+        l->session->busy = NULL;
+        uint8_t *answer = dd_session_answer(l, &n);
+        l->rpc = NULL;
+        dd_answer(r, answer, n);
+        live_free(l);
+        dd_live_timer(s);
+        return;
+    }
+    dd_live_timer(s);
+    pump(l);
+}
+
+static void on_prepare(uv_work_t *w)
+{
+    dd_live *l = w->data;
+    l->prepare_result = dd_prepare(l, &l->prepared);
+}
+
+static void on_prepared(uv_work_t *w, int status)
+{
+    dd_live *l = w->data;
+    (void)status; /* it is never cancelled */
+    l->is_preparing = false;
+    if (l->rpc) {
+        proceed(l, l->prepare_result, &l->prepared);
+        return;
+    }
+    if (l->session) /* the client has gone */
+        dd_session_end(l, NULL, false);
+    live_free(l);
 }
 
 void dd_live_start(dd_service *s, dd_rpc *r, enum dd_method_id m, const uint8_t *msg, size_t len)
@@ -488,30 +420,23 @@ void dd_live_start(dd_service *s, dd_rpc *r, enum dd_method_id m, const uint8_t 
                                 : m == DD_M_CREATE   ? DD_REQ_CREATE
                                                      : DD_REQ_APPEND;
     if (dd_request_decode(kind, msg, len, &l->req, &st) < 0 ||
-        take_request_id(l, l->req.request_id, &st) < 0 || make_prompt(l, &st) < 0 ||
-        (m == DD_M_CHAT && make_parser(l, &st) < 0) ||
-        (!is_empty_session(l) && launch(l, &st) < 0)) {
-        if (l->session)
-            dd_session_end(l, NULL, false);
-        dd_live_fail(l, &st);
-        return;
-    }
-    if (is_empty_session(l)) {
-        size_t n = 0;
-        l->session->busy = NULL;
-        uint8_t *answer = dd_session_answer(l, &n);
-        l->rpc = NULL;
-        dd_answer(r, answer, n);
-        live_free(l);
-        dd_live_timer(s);
+        take_request_id(l, l->req.request_id, &st) < 0 || dd_prepare_begin(l, &st) < 0) {
+        proceed(l, -1, &st);
         return;
     }
     if (l->req.max_queue_ns)
         l->queue_until_ns = dd_after_ns(l->arrived_ns, l->req.max_queue_ns);
     if (l->req.max_wall_ns)
         l->wall_until_ns = dd_after_ns(l->arrived_ns, l->req.max_wall_ns);
-    dd_live_timer(s);
-    pump(l);
+    l->work.data = l;
+    if (dd_request_text_bytes(&l->req) >= DD_INLINE_BYTES &&
+        uv_queue_work(s->o.loop, &l->work, on_prepare, on_prepared) == 0) {
+        l->is_preparing = true;
+        dd_live_timer(s);
+        return;
+    }
+    const int prepared = dd_prepare(l, &st);
+    proceed(l, prepared, &st);
 }
 
 /* ---- what the engine says */
@@ -586,7 +511,7 @@ static int on_output(dd_live *l, const delta_out_event *o)
     return push_event(l, &e);
 }
 
-static int on_outputs(dd_live *l, const delta_out_event *o, size_t n)
+int dd_live_outputs(dd_live *l, const delta_out_event *o, size_t n)
 {
     for (size_t i = 0; i < n; i++)
         if (on_output(l, &o[i]) < 0)
@@ -602,7 +527,7 @@ static int on_text(dd_live *l, const dd_note *n)
         return push_event(l, &(dd_event){ .kind = DD_EVENT_TEXT, .text = { n->text, n->len } });
     if (delta_output_push(l->parser, n->text, n->len, n->added_id >= 0, &o, &n_o, NULL) < 0)
         return -1;
-    return on_outputs(l, o, n_o);
+    return dd_live_outputs(l, o, n_o);
 }
 
 static int on_token(dd_live *l, const dd_note *n)
@@ -676,7 +601,7 @@ static int push_finished(dd_live *l, const dd_note *n)
         size_t n_o;
         if (delta_output_finish(l->parser, cut ? DELTA_OUT_END_LENGTH : DELTA_OUT_END_STOP, &o,
                                 &n_o, &out, NULL) < 0 ||
-            on_outputs(l, o, n_o) < 0)
+            dd_live_outputs(l, o, n_o) < 0)
             return -1;
         for (int i = 0; i < DELTA_REPAIR_N; i++)
             l->s->stats.repairs[i] += delta_output_repairs(l->parser, (enum delta_repair)i);
@@ -872,173 +797,25 @@ void dd_live_timer(dd_service *s)
         (void)uv_timer_stop(&s->timer);
 }
 
-/* ---- calls with one answer */
+/* ---- Cancel */
 
-static void cancel(dd_service *s, dd_rpc *r, const dd_request *q)
-{
-    dd_status st;
-    for (dd_live *l = s->live; l; l = l->next)
-        if (l->rpc && dd_may(r->peer.uid, l->uid) && strcmp(l->request_id, q->request_id) == 0) {
-            dd_live_cancel(l, DD_END_CANCEL);
-            dd_answer(r, calloc(1, 1), 0);
-            return;
-        }
-    dd_status_set(&st, DD_NOT_FOUND, "REQUEST_UNKNOWN", "no request of this id is running");
-    dd_refuse(r, &st);
-}
-
-static void render(dd_service *s, dd_rpc *r, dd_request *q)
-{
-    delta_rendered text = { 0 };
-    uint32_t *ids = NULL;
-    size_t n = 0, len = 0;
-    dd_status st;
-    if (q->session_id[0]) {
-        dd_status_set(&st, DD_UNIMPLEMENTED, "NOT_IMPLEMENTED",
-                      "chat.session_id is not implemented for RenderPrompt");
-        dd_refuse(r, &st);
-        return;
-    }
-    if (dd_render(s, q, 0, DELTA_JOIN_AUTO, false, true, &text, &ids, &n, &st) < 0) {
-        dd_refuse(r, &st);
-        return;
-    }
-    uint8_t *msg = dd_render_encode(&text, q->n_messages, ids, n, q->omit_ids, &len);
-    free(ids);
-    delta_rendered_done(&text);
-    dd_answer(r, msg, len);
-}
-
-static const uint32_t parse_reasons[] = {
-    [DELTA_OUT_STOP] = DD_FINISH_STOP,
-    [DELTA_OUT_TOOL_CALLS] = DD_FINISH_TOOL_CALLS,
-    [DELTA_OUT_LENGTH] = DD_FINISH_LENGTH,
-};
-
-/* A ParseOutputResponse: reasoning 1, content 2, calls 3, reason 4, events 5. */
-static void parse(dd_service *s, dd_rpc *r, dd_request *q)
-{
-    dd_live l = { .s = s, .rpc = r, .method = DD_M_CHAT, .req = *q };
-    dd_session keeps = { 0 }; /* so that the whole texts are kept */
-    dd_wire_out o = { 0 };
-    enum delta_out_finish how = DELTA_OUT_STOP;
-    const delta_out_event *events = NULL;
-    size_t n = 0;
-    dd_status st = { 0 };
-    int e = make_parser(&l, &st);
-    if (e < 0) {
-        dd_refuse(r, &st);
-        return;
-    }
-    l.session = &keeps;
-    for (size_t i = 0; e == 0 && i < q->n_chunks; i++) {
-        e = delta_output_push(l.parser, (const char *)q->chunks[i].data, q->chunks[i].len, false,
-                              &events, &n, NULL);
-        e = e < 0 ? e : on_outputs(&l, events, n);
-    }
-    if (e == 0)
-        e = delta_output_finish(l.parser, q->cut ? DELTA_OUT_END_LENGTH : DELTA_OUT_END_STOP,
-                                &events, &n, &how, NULL);
-    e = e < 0 ? e : on_outputs(&l, events, n);
-    dd_wire_put_bytes(&o, 1, l.reasoning.p, l.reasoning.len);
-    dd_wire_put_bytes(&o, 2, l.content.p, l.content.len);
-    dd_wire_put_varint(&o, 4, parse_reasons[how]);
-    for (const dd_item *i = l.first; i; i = i->next) {
-        const dd_event text = { .kind = i->kind,
-                                .index = i->index,
-                                .text = { i->text.p, i->text.len } };
-        size_t len = i->len;
-        uint8_t *msg = i->encoded ? i->encoded : dd_event_encode(true, i->seq, &text, &len);
-        if (msg)
-            dd_wire_put_bytes(&o, 5, msg, len);
-        o.failed = o.failed || !msg;
-        /* A ToolCallEnd inside its event: the same bytes, one level up. */
-        if (msg && i->kind == DD_EVENT_CALL_END) {
-            dd_bytes rest = { msg, len };
-            dd_wire_field f;
-            while (dd_wire_next(&rest, &f) > 0)
-                if (f.number == 10)
-                    dd_wire_put_bytes(&o, 3, f.bytes.data, f.bytes.len);
-        }
-        if (!i->encoded)
-            free(msg);
-    }
-    drop_items(&l);
-    for (size_t i = 0; i < l.n_calls; i++) {
-        free(l.calls[i].name);
-        free(l.calls[i].arguments);
-    }
-    free(l.calls);
-    de_text_done(&l.reasoning);
-    de_text_done(&l.content);
-    delta_output_free(l.parser);
-    size_t len = 0;
-    o.failed = o.failed || e < 0;
-    uint8_t *msg = dd_wire_take(&o, &len);
-    dd_answer(r, msg, len);
-}
-
-static void tokenize(dd_service *s, dd_rpc *r, const dd_request *q)
-{
-    const delta_tokenizer *t = dd_engine_tokenizer(s->engine);
-    uint32_t *ids = NULL;
-    size_t n = 0, len = 0;
-    delta_error err = { 0 };
-    dd_status st;
-    int e = delta_tokenize(t, q->text.p, q->text.len, q->plain_text, &ids, &n, &err);
-    if (e < 0) {
-        err.code = e;
-        from_error(&st, &err, "text");
-        dd_refuse(r, &st);
-        return;
-    }
-    uint8_t *msg = dd_tokens_encode(t, ids, n, q->with_bytes, &len);
-    free(ids);
-    dd_answer(r, msg, len);
-}
-
-static void detokenize(dd_service *s, dd_rpc *r, const dd_request *q)
-{
-    char *text = NULL;
-    size_t n = 0, len = 0;
-    delta_error err = { 0 };
-    dd_status st;
-    dd_wire_out o = { 0 };
-    int e = delta_detokenize(dd_engine_tokenizer(s->engine), q->ids, q->n_ids, q->skip_special,
-                             &text, &n, &err);
-    if (e < 0) {
-        err.code = e;
-        from_error(&st, &err, "ids");
-        dd_refuse(r, &st);
-        return;
-    }
-    dd_wire_put_bytes(&o, 1, text, n);
-    free(text);
-    uint8_t *msg = dd_wire_take(&o, &len);
-    dd_answer(r, msg, len);
-}
-
-void dd_inference_call(dd_service *s, dd_rpc *r, const uint8_t *msg, size_t len)
+void dd_live_cancel_call(dd_service *s, dd_rpc *r, const uint8_t *msg, size_t len)
 {
     dd_request q;
     dd_status st = { 0 };
-    enum dd_method_id m = (enum dd_method_id)r->method->id;
-    enum dd_request_kind kind = m == DD_M_CANCEL     ? DD_REQ_CANCEL
-                                : m == DD_M_RENDER   ? DD_REQ_RENDER
-                                : m == DD_M_PARSE    ? DD_REQ_PARSE
-                                : m == DD_M_TOKENIZE ? DD_REQ_TOKENIZE
-                                                     : DD_REQ_DETOKENIZE;
-    if (dd_request_decode(kind, msg, len, &q, &st) < 0)
+    dd_live *l = NULL;
+    if (dd_request_decode(DD_REQ_CANCEL, msg, len, &q, &st) == 0) {
+        for (l = s->live; l; l = l->next)
+            if (l->rpc && dd_may(r->peer.uid, l->uid) && strcmp(l->request_id, q.request_id) == 0)
+                break;
+        if (!l)
+            dd_status_set(&st, DD_NOT_FOUND, "REQUEST_UNKNOWN", "no request of this id is running");
+    }
+    if (l) {
+        dd_live_cancel(l, DD_END_CANCEL);
+        dd_answer(r, calloc(1, 1), 0);
+    } else {
         dd_refuse(r, &st);
-    else if (m == DD_M_CANCEL)
-        cancel(s, r, &q);
-    else if (m == DD_M_RENDER)
-        render(s, r, &q);
-    else if (m == DD_M_PARSE)
-        parse(s, r, &q);
-    else if (m == DD_M_TOKENIZE)
-        tokenize(s, r, &q);
-    else
-        detokenize(s, r, &q);
+    }
     dd_request_done(&q);
 }

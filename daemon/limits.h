@@ -11,10 +11,11 @@ enum {
     DD_EVENTS_HELD = 256,            /* events that wait for one reader before it is paused */
     DD_EVENT_BYTES_HELD = 256 << 10, /* and their bytes */
     DD_BATCHES_HELD = 64,            /* steps whose events the loop has not taken yet */
-    DD_RETRY_MS = 1000,              /* what RetryInfo advises */
-    DD_WATCHERS = 1024,              /* Health.Watch calls */
-    DD_SESSION_MESSAGES = 1 << 16,   /* of one named session */
-    DD_SESSION_BYTES = 64 << 20,     /* its transcript and tools */
+    DD_INLINE_BYTES = 32 << 10, /* a text this long is rendered and tokenised on a worker thread */
+    DD_RETRY_MS = 1000,         /* what RetryInfo advises */
+    DD_WATCHERS = 1024,         /* Health.Watch calls */
+    DD_SESSION_MESSAGES = 1 << 16, /* of one named session */
+    DD_SESSION_BYTES = 64 << 20,   /* its transcript and tools */
 };
 
 #endif

@@ -5,7 +5,7 @@
  * its end. It is freed when its call is finished and its run at the engine has ended, whichever
  * comes last: a client that is gone leaves a request that waits for the engine's last word.
  *
- * Threads    loop thread only. */
+ * Threads    loop thread only, but for what says otherwise. */
 #ifndef DD_LIVE_H
 #define DD_LIVE_H
 
@@ -39,6 +39,7 @@ enum dd_method_id {
 typedef struct dd_live dd_live;
 typedef struct dd_session dd_session;
 typedef struct dd_watcher dd_watcher;
+typedef struct dd_job dd_job;
 
 struct dd_service {
     dd_service_options o;
@@ -50,6 +51,7 @@ struct dd_service {
     uint32_t n_closing;
     dd_live *live;
     uint32_t n_live, n_waiting;
+    uint32_t n_jobs; /* of texts.c */
     uint64_t next_run;
     dd_session *sessions;
     uint32_t n_sessions;
@@ -98,6 +100,14 @@ typedef struct dd_call {
     bool complete;
 } dd_call;
 
+/* How a request's prompt goes on with its session; all zero without one. */
+typedef struct dd_turn {
+    size_t first;         /* messages that the timeline holds already */
+    enum delta_join join; /* of the first that it does not */
+    bool leaves_open;     /* the suffix ends in an open tool message */
+    bool ends_last;       /* it begins with the <|im_end|> that the last turn lacks */
+} dd_turn;
+
 enum dd_end { DD_END_NONE, DD_END_CANCEL, DD_END_TIME };
 
 struct dd_live {
@@ -113,7 +123,10 @@ struct dd_live {
     size_t n_ids;
     dd_timeline *timeline;
     dd_session *session;
-    bool leaves_open; /* the suffix ends in an open tool message */
+    dd_turn turn;
+    uv_work_t work;     /* dd_prepare() on a worker */
+    dd_status prepared; /* of it */
+    int prepare_result;
     delta_guide guide;
     delta_output *parser;
     dd_call *calls;
@@ -123,7 +136,7 @@ struct dd_live {
     bool in_reasoning;
     bool was_told_queued;
     uint32_t queue_position; /* as told last */
-    bool is_running, is_started, is_waiting, is_paused, is_sending, is_ended;
+    bool is_preparing, is_running, is_started, is_waiting, is_paused, is_sending, is_ended;
     enum dd_end end;
     dd_item *first, *last;
     uint32_t n_items;
@@ -153,16 +166,31 @@ void dd_live_fail(dd_live *l, const dd_status *st);
 void dd_live_cancel(dd_live *l, enum dd_end why);
 /* May free any request and any idle session: never call it while holding one. */
 void dd_live_timer(dd_service *s);
-void dd_inference_call(dd_service *s, dd_rpc *r, const uint8_t *msg, size_t len);
-/* Renders messages and tools of r from `first` on, and tokenises. */
-int dd_render(dd_service *s, const dd_request *r, size_t first, enum delta_join join, bool open,
-              bool prompt, delta_rendered *ret_text, uint32_t **ret_ids, size_t *ret_n,
-              dd_status *st);
+void dd_live_cancel_call(dd_service *s, dd_rpc *r, const uint8_t *msg, size_t len); /* Cancel */
+/* Events of the parser to the request's queue. 0, or -1: no memory. May run on a worker for an l
+ * of the worker's own. */
+int dd_live_outputs(dd_live *l, const delta_out_event *o, size_t n);
+void dd_live_done(dd_live *l); /* frees what is in it */
+
+/* prepare.c: begin on the loop, the others on any thread */
+int dd_prepare_begin(dd_live *l, dd_status *st);
+/* l->ids, and for a Chat l->parser. 0, or -1 and *st. */
+int dd_prepare(dd_live *l, dd_status *st);
+/* Renders messages and tools of r as the turn has it, and tokenises. */
+int dd_render(const dd_service *s, const dd_request *r, const dd_turn *turn, bool prompt,
+              delta_rendered *ret_text, uint32_t **ret_ids, size_t *ret_n, dd_status *st);
+int dd_parser_new(const dd_service *s, const dd_request *q, delta_output **ret_p, dd_status *st);
+size_t dd_request_text_bytes(const dd_request *q); /* about what there is to do */
+void dd_status_of_error(dd_status *st, const delta_error *err, const char *field);
+
+/* texts.c */
+void dd_texts_call(dd_service *s, dd_rpc *r, const uint8_t *msg, size_t len);
+void dd_texts_closed(dd_job *j);
 
 /* sessions.c */
 /* Binds a Chat or AppendMessages to its session, or makes the session of CreateSession; completes
- * l->req with the transcript and sets *ret_first, *ret_join. */
-int dd_session_begin(dd_live *l, size_t *ret_first, enum delta_join *ret_join, dd_status *st);
+ * l->req with the transcript and sets l->turn.first and join. */
+int dd_session_begin(dd_live *l, dd_status *st);
 /* The turn is over: n is the FINISHED note, or NULL if it never ran. */
 void dd_session_end(dd_live *l, const dd_note *n, bool ok);
 uint8_t *dd_session_answer(dd_live *l, size_t *ret_len); /* of Create and Append */

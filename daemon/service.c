@@ -254,11 +254,13 @@ void dd_service_message(dd_service *s, dd_rpc *r, const uint8_t *msg, size_t len
         dd_live_start(s, r, m, msg, len);
         return;
     case DD_M_CANCEL:
+        dd_live_cancel_call(s, r, msg, len);
+        return;
     case DD_M_RENDER:
     case DD_M_PARSE:
     case DD_M_TOKENIZE:
     case DD_M_DETOKENIZE:
-        dd_inference_call(s, r, msg, len);
+        dd_texts_call(s, r, msg, len);
         return;
     case DD_M_GET:
     case DD_M_LIST:
@@ -279,6 +281,13 @@ void dd_service_message(dd_service *s, dd_rpc *r, const uint8_t *msg, size_t len
     }
 }
 
+/* Its handler, if any, is a dd_job. */
+static bool is_text_call(const dd_rpc *r)
+{
+    const uint32_t m = r->method->id;
+    return m == DD_M_RENDER || m == DD_M_PARSE || m == DD_M_TOKENIZE || m == DD_M_DETOKENIZE;
+}
+
 void dd_service_half_closed(dd_service *s, dd_rpc *r)
 {
     (void)s;
@@ -295,7 +304,7 @@ void dd_service_sent(dd_service *s, dd_rpc *r)
         dd_watcher *w = r->handler;
         w->is_sending = false;
         watcher_tell(w);
-    } else if (r->handler) {
+    } else if (r->handler && !is_text_call(r)) {
         dd_live_sent(r->handler);
     }
 }
@@ -309,6 +318,8 @@ void dd_service_closed(dd_service *s, dd_rpc *r)
         dd_reflection_closed(r);
     else if (r->method->id == DD_M_HEALTH_WATCH && r->handler)
         watcher_end(r->handler, &st);
+    else if (r->handler && is_text_call(r))
+        dd_texts_closed(r->handler);
     else if (r->handler)
         dd_live_closed(r->handler);
     else
@@ -354,9 +365,8 @@ static void on_drain_timer(uv_timer_t *t)
 {
     dd_service *s = t->data;
     dd_status st;
-    if (!s->on_drained || s->live) {
+    if (!s->on_drained || s->live || s->n_jobs)
         return;
-    }
     dd_status_set(&st, DD_UNAVAILABLE, "DRAINING", "the daemon is stopping");
     while (s->watchers)
         watcher_end(s->watchers, &st);
@@ -416,7 +426,7 @@ void dd_service_free(dd_service *s)
 {
     if (!s)
         return;
-    assert(!s->live);
+    assert(!s->live && !s->n_jobs);
     dd_sessions_free(s);
     dd_engine_free(s->engine);
     s->n_closing = 2;

@@ -168,7 +168,7 @@ static void forget_timeline(dd_session *x)
     x->needs_end = x->is_open = false;
 }
 
-int dd_session_begin(dd_live *l, size_t *ret_first, enum delta_join *ret_join, dd_status *st)
+int dd_session_begin(dd_live *l, dd_status *st)
 {
     dd_request *q = &l->req;
     dd_session *x;
@@ -213,10 +213,10 @@ int dd_session_begin(dd_live *l, size_t *ret_first, enum delta_join *ret_join, d
     /* Reasoning that is in the timeline cannot be left out of it, nor put back. */
     if (l->method == DD_M_CHAT && x->timeline && (!q->preserve || !x->is_whole))
         forget_timeline(x);
-    *ret_first = x->timeline ? x->n_rendered : 0;
-    if (*ret_first == 0)
+    l->turn.first = x->timeline ? x->n_rendered : 0;
+    if (l->turn.first == 0)
         x->is_whole = q->preserve;
-    *ret_join = x->is_open ? DELTA_JOIN_OPEN : DELTA_JOIN_AUTO;
+    l->turn.join = x->is_open ? DELTA_JOIN_OPEN : DELTA_JOIN_AUTO;
     if (r == 0 && l->method == DD_M_CHAT && n == 0) {
         dd_status_set(st, DD_INVALID_ARGUMENT, "FIELD_INVALID", "the session has no messages yet");
         (void)snprintf(st->field, sizeof st->field, "messages");
@@ -294,7 +294,7 @@ void dd_session_end(dd_live *l, const dd_note *n, bool ok)
     x->n_rendered = x->n_messages;
     x->n_tokens = n->n_timeline;
     x->needs_end = l->method == DD_M_CHAT && (int64_t)n->last_token != end;
-    x->is_open = l->leaves_open;
+    x->is_open = l->turn.leaves_open;
     if (l->method != DD_M_CREATE)
         x->generation++;
     if (!is_kept)

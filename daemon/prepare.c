@@ -1,0 +1,164 @@
+/* prepare.c -- from a decoded request to what the engine runs: the prompt's tokens.
+ *
+ * A stage of its own because it may take long: a prompt of megabytes is rendered and tokenised for
+ * tens of milliseconds, in which the loop would serve nobody. dd_prepare() therefore touches
+ * nothing but its own request and what never changes after loading (the tokenizer, the
+ * configuration), so that it may run on a worker thread; dd_prepare_begin(), on the loop, copies
+ * what it must know of a session. A further step that takes long goes into dd_prepare().
+ *
+ *   begin (loop) -> prepare (loop if short, else worker) -> launch (loop, inference.c) */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "daemon/live.h"
+
+void dd_status_of_error(dd_status *st, const delta_error *err, const char *field)
+{
+    if (err->code == DELTA_ENOMEM) {
+        dd_status_set(st, DD_RESOURCE_EXHAUSTED, "OUT_OF_MEMORY", "%s", err->text);
+        return;
+    }
+    dd_status_set(st, DD_INVALID_ARGUMENT, "FIELD_INVALID", "%s", err->text);
+    (void)snprintf(st->field, sizeof st->field, "%s", field);
+}
+
+int dd_render(const dd_service *s, const dd_request *r, const dd_turn *turn, bool prompt,
+              delta_rendered *ret_text, uint32_t **ret_ids, size_t *ret_n, dd_status *st)
+{
+    delta_error err = { 0 };
+    const delta_chat c = {
+        .messages = r->messages,
+        .n_messages = r->n_messages,
+        .tools_json = r->tools,
+        /* A session's tools stay in its prompt: its beginning was computed with them. */
+        .n_tools = r->tool_mode == DELTA_TOOLS_NONE && !r->session_id[0] ? 0 : r->n_tools,
+        .add_generation_prompt = prompt,
+        .enable_thinking = r->thinking,
+        .preserve_thinking = r->preserve,
+        .add_vision_id = r->add_vision_id,
+        .scalars_as_python = delta_template_known(dd_engine_info(s->engine)->template_sha256) == 35,
+        .first_message = turn->first,
+        .join = turn->join,
+        .leave_open = turn->leaves_open,
+    };
+    int e = delta_chat_render(&c, ret_text, &err);
+    if (e < 0) {
+        err.code = e;
+        dd_status_of_error(st, &err, "messages");
+        return -1;
+    }
+    e = delta_tokenize(dd_engine_tokenizer(s->engine), ret_text->len ? ret_text->text : "",
+                       ret_text->len, false, ret_ids, ret_n, &err);
+    if (e < 0) {
+        delta_rendered_done(ret_text);
+        err.code = e;
+        dd_status_of_error(st, &err, "messages");
+        return -1;
+    }
+    return 0;
+}
+
+size_t dd_request_text_bytes(const dd_request *q)
+{
+    size_t n = q->text.len + q->n_ids;
+    for (size_t i = 0; i < q->n_messages; i++) {
+        const delta_message *m = &q->messages[i];
+        for (size_t k = 0; k < m->n_parts; k++)
+            n += m->parts[k].text.len;
+        for (size_t k = 0; k < m->n_calls; k++)
+            n += m->calls[k].arguments_json.len;
+        n += m->reasoning.len + 64;
+    }
+    for (size_t i = 0; i < q->n_tools; i++)
+        n += q->tools[i].len;
+    for (size_t i = 0; i < q->n_chunks; i++)
+        n += q->chunks[i].len;
+    return n;
+}
+
+/* <|im_end|> in front: the session's last turn was cut before it. */
+static int end_last_turn(dd_live *l, dd_status *st)
+{
+    const int64_t end = delta_tokenizer_added_id(dd_engine_tokenizer(l->s->engine), "<|im_end|>");
+    uint32_t *more = end < 0 ? NULL : realloc(l->ids, (l->n_ids + 1) * sizeof *more);
+    if (!more) {
+        dd_status_set(st, DD_INTERNAL, "INTERNAL", "no <|im_end|> token, or no memory");
+        return -1;
+    }
+    memmove(more + 1, more, l->n_ids * sizeof *more);
+    more[0] = (uint32_t)end;
+    l->ids = more;
+    l->n_ids++;
+    return 0;
+}
+
+static int prepare_generate(dd_live *l, dd_status *st)
+{
+    const dd_request *q = &l->req;
+    delta_error err = { 0 };
+    if (q->has_text) {
+        int e = delta_tokenize(dd_engine_tokenizer(l->s->engine), q->text.p, q->text.len,
+                               q->plain_text, &l->ids, &l->n_ids, &err);
+        if (e < 0) {
+            err.code = e;
+            dd_status_of_error(st, &err, "text");
+        }
+        return e;
+    }
+    l->ids = malloc(q->n_ids * sizeof *l->ids);
+    if (!l->ids) {
+        dd_status_set(st, DD_RESOURCE_EXHAUSTED, "OUT_OF_MEMORY", "no memory for the prompt");
+        return -1;
+    }
+    memcpy(l->ids, q->ids, q->n_ids * sizeof *l->ids);
+    l->n_ids = q->n_ids;
+    return 0;
+}
+
+int dd_parser_new(const dd_service *s, const dd_request *q, delta_output **ret_p, dd_status *st)
+{
+    delta_error err = { 0 };
+    const delta_output_options o = {
+        .thinking = q->thinking,
+        .tools = q->tool_mode,
+        .tools_json = q->tools,
+        .n_tools = q->tool_mode == DELTA_TOOLS_NONE ? 0 : q->n_tools,
+        .calls_in_reasoning = s->o.config->policy.calls_in_reasoning,
+    };
+    int e = delta_output_new(&o, ret_p, &err);
+    if (e < 0) {
+        err.code = e;
+        dd_status_of_error(st, &err, "tools");
+    }
+    return e;
+}
+
+int dd_prepare_begin(dd_live *l, dd_status *st)
+{
+    const dd_request *q = &l->req;
+    if (l->method == DD_M_GENERATE)
+        return 0;
+    if ((q->session_id[0] || l->method != DD_M_CHAT) && dd_session_begin(l, st) < 0)
+        return -1;
+    l->turn.leaves_open = l->method != DD_M_CHAT && q->n_messages &&
+                          q->messages[q->n_messages - 1].role == DELTA_ROLE_TOOL;
+    l->turn.ends_last = l->session && l->session->needs_end;
+    return 0;
+}
+
+int dd_prepare(dd_live *l, dd_status *st)
+{
+    const bool chat = l->method == DD_M_CHAT;
+    delta_rendered text = { 0 };
+    if (l->method == DD_M_GENERATE)
+        return prepare_generate(l, st);
+    if (chat && dd_parser_new(l->s, &l->req, &l->parser, st) < 0)
+        return -1;
+    if (!chat && l->req.n_messages == l->turn.first)
+        return 0; /* an empty session */
+    if (dd_render(l->s, &l->req, &l->turn, chat, &text, &l->ids, &l->n_ids, st) < 0)
+        return -1;
+    delta_rendered_done(&text);
+    return l->turn.ends_last ? end_last_turn(l, st) : 0;
+}
