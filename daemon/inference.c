@@ -71,8 +71,10 @@ void dd_live_fail(dd_live *l, const dd_status *st)
     drop_items(l);
     if (l->rpc)
         finish(l, st);
-    if (l->is_preparing)
-        return; /* on_prepared() frees it */
+    if (l->is_preparing) {
+        (void)uv_cancel((uv_req_t *)&l->work); /* if no worker has begun it */
+        return;                                /* on_prepared() frees it */
+    }
     if (l->is_running)
         dd_timeline_cancel(l->timeline);
     else
@@ -221,17 +223,26 @@ static void context_length(dd_status *st, size_t n, uint32_t max)
     st->n_meta = 2;
 }
 
+int dd_user_limit(dd_service *s, const dd_rpc *r, dd_status *st)
+{
+    uint32_t mine = dd_texts_of(s, &r->peer);
+    for (const dd_live *l = s->live; l; l = l->next)
+        mine += l->uid == r->peer.uid && l->rpc;
+    if (mine < s->o.config->limits.max_requests_per_uid)
+        return 0;
+    dd_status_set(st, DD_RESOURCE_EXHAUSTED, "USER_LIMIT",
+                  "this user has %u requests already, the most there may be", mine);
+    st->retry_ms = DD_RETRY_MS;
+    return -1;
+}
+
 static int admit(dd_service *s, const dd_rpc *r, dd_status *st)
 {
     const dd_config *c = s->o.config;
-    uint32_t mine = 0;
-    for (const dd_live *l = s->live; l; l = l->next)
-        mine += l->uid == r->peer.uid && l->rpc;
-    if (mine >= c->limits.max_requests_per_uid)
-        dd_status_set(st, DD_RESOURCE_EXHAUSTED, "USER_LIMIT",
-                      "this user has %u requests already, the most there may be", mine);
-    else if (s->n_live >= c->limits.max_queue + dd_engine_info(s->engine)->max_sessions ||
-             (s->n_waiting && s->n_waiting >= c->limits.max_queue))
+    if (dd_user_limit(s, r, st) < 0)
+        return -1;
+    if (s->n_live >= c->limits.max_queue + dd_engine_info(s->engine)->max_sessions ||
+        (s->n_waiting && s->n_waiting >= c->limits.max_queue))
         dd_status_set(st, DD_RESOURCE_EXHAUSTED, "QUEUE_FULL", "%u requests are waiting",
                       s->n_waiting);
     else
@@ -350,6 +361,7 @@ static void proceed(dd_live *l, int prepared, dd_status *st)
         if (l->session)
             dd_session_end(l, NULL, false);
         dd_live_fail(l, st);
+        dd_live_timer(s); /* the session rests again */
         return;
     }
     if (is_empty_session(l)) {
@@ -376,7 +388,8 @@ static void on_prepare(uv_work_t *w)
 static void on_prepared(uv_work_t *w, int status)
 {
     dd_live *l = w->data;
-    (void)status; /* it is never cancelled */
+    dd_service *s = l->s;
+    (void)status; /* UV_ECANCELED: nobody waits for it */
     l->is_preparing = false;
     if (l->rpc) {
         proceed(l, l->prepare_result, &l->prepared);
@@ -385,6 +398,7 @@ static void on_prepared(uv_work_t *w, int status)
     if (l->session) /* the client has gone */
         dd_session_end(l, NULL, false);
     live_free(l);
+    dd_live_timer(s); /* the session rests again */
 }
 
 void dd_live_start(dd_service *s, dd_rpc *r, enum dd_method_id m, const uint8_t *msg, size_t len)

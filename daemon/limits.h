@@ -12,6 +12,7 @@ enum {
     DD_EVENT_BYTES_HELD = 256 << 10, /* and their bytes */
     DD_BATCHES_HELD = 64,            /* steps whose events the loop has not taken yet */
     DD_INLINE_BYTES = 32 << 10, /* a text this long is rendered and tokenised on a worker thread */
+    DD_JOBS_HELD = 64,          /* calls from long texts alone that workers have or wait for */
     DD_RETRY_MS = 1000,         /* what RetryInfo advises */
     DD_WATCHERS = 1024,         /* Health.Watch calls */
     DD_SESSION_MESSAGES = 1 << 16, /* of one named session */

@@ -51,7 +51,8 @@ struct dd_service {
     uint32_t n_closing;
     dd_live *live;
     uint32_t n_live, n_waiting;
-    uint32_t n_jobs; /* of texts.c */
+    dd_job *jobs; /* of texts.c */
+    uint32_t n_jobs;
     uint64_t next_run;
     dd_session *sessions;
     uint32_t n_sessions;
@@ -164,6 +165,8 @@ void dd_live_closed(dd_live *l);
 void dd_live_note(dd_service *s, const dd_note *n);
 void dd_live_fail(dd_live *l, const dd_status *st);
 void dd_live_cancel(dd_live *l, enum dd_end why);
+/* 0, or -1 and *st if this user has as many requests as one may have. */
+int dd_user_limit(dd_service *s, const dd_rpc *r, dd_status *st);
 /* May free any request and any idle session: never call it while holding one. */
 void dd_live_timer(dd_service *s);
 void dd_live_cancel_call(dd_service *s, dd_rpc *r, const uint8_t *msg, size_t len); /* Cancel */
@@ -185,7 +188,9 @@ void dd_status_of_error(dd_status *st, const delta_error *err, const char *field
 
 /* texts.c */
 void dd_texts_call(dd_service *s, dd_rpc *r, const uint8_t *msg, size_t len);
-void dd_texts_closed(dd_job *j);
+void dd_texts_fail(dd_job *j, const dd_status *st); /* also after its call has ended */
+void dd_texts_abort(dd_service *s, const dd_status *st);
+uint32_t dd_texts_of(const dd_service *s, const dd_peer *p); /* how many of theirs */
 
 /* sessions.c */
 /* Binds a Chat or AppendMessages to its session, or makes the session of CreateSession; completes

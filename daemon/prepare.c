@@ -1,12 +1,18 @@
 /* prepare.c -- from a decoded request to what the engine runs: the prompt's tokens.
  *
  * A stage of its own because it may take long: a prompt of megabytes is rendered and tokenised for
- * tens of milliseconds, in which the loop would serve nobody. dd_prepare() therefore touches
- * nothing but its own request and what never changes after loading (the tokenizer, the
- * configuration), so that it may run on a worker thread; dd_prepare_begin(), on the loop, copies
- * what it must know of a session. A further step that takes long goes into dd_prepare().
+ * tens of milliseconds, in which the loop would serve nobody.
  *
- *   begin (loop) -> prepare (loop if short, else worker) -> launch (loop, inference.c) */
+ *   begin (loop) -> prepare (loop if short, else worker) -> launch (loop, inference.c)
+ *
+ * dd_prepare() touches nothing but its own request and what never changes after loading (the
+ * tokenizer, the engine's info, [policy]); dd_prepare_begin() copies what it must know of a
+ * session. Meanwhile the loop may finish the call, for whatever reason, but leaves the request
+ * alone until the worker is done with it: then it is launched, or freed if nobody waits any more.
+ *
+ * A further step that may take long: call it in dd_prepare(), read from l->req, put the result in
+ * a field of dd_live that the loop reads after is_preparing only, free it in dd_live_done(), say
+ * in *st what is wrong, and let dd_request_text_bytes() count what it costs. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

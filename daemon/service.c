@@ -319,7 +319,7 @@ void dd_service_closed(dd_service *s, dd_rpc *r)
     else if (r->method->id == DD_M_HEALTH_WATCH && r->handler)
         watcher_end(r->handler, &st);
     else if (r->handler && is_text_call(r))
-        dd_texts_closed(r->handler);
+        dd_texts_fail(r->handler, &st);
     else if (r->handler)
         dd_live_closed(r->handler);
     else
@@ -413,6 +413,7 @@ void dd_service_abort_all(dd_service *s)
         next = l->next;
         dd_live_fail(l, &st);
     }
+    dd_texts_abort(s, &st);
 }
 
 static void on_closed(uv_handle_t *h)

@@ -2,8 +2,11 @@
  * and the tokenizer alone.
  *
  * Each is a pure function from request to answer, so that a long one runs on a worker thread
- * while the loop serves others. A client that goes meanwhile leaves a job that nobody waits for;
- * a drain waits for it. */
+ * while the loop serves others. A client that goes meanwhile leaves a job that nobody waits for:
+ * it is dropped if no worker has begun it, else a drain waits for it.
+ *
+ * Limits     DD_JOBS_HELD at once; they count among limits.max_requests_per_uid. Short texts are
+ *            answered at once and count nowhere. */
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,8 +15,10 @@
 
 struct dd_job {
     uv_work_t work;
+    dd_job *prev, *next; /* of those on workers */
     dd_service *s;
     dd_rpc *rpc; /* NULL: gone */
+    uint32_t uid;
     enum dd_method_id method;
     dd_request req;
     uint8_t *msg; /* the answer, or NULL and st */
@@ -152,6 +157,7 @@ static void run(dd_job *j)
     }
 }
 
+/* The answer, if anybody waits for it. */
 static void end(dd_job *j)
 {
     dd_rpc *r = j->rpc;
@@ -162,7 +168,6 @@ static void end(dd_job *j)
     else
         free(j->msg);
     dd_request_done(&j->req);
-    j->s->n_jobs--;
     free(j);
 }
 
@@ -173,17 +178,40 @@ static void on_work(uv_work_t *w)
 
 static void on_worked(uv_work_t *w, int status)
 {
-    (void)status; /* jobs are never cancelled */
-    end(w->data);
+    dd_job *j = w->data;
+    dd_service *s = j->s;
+    (void)status; /* UV_ECANCELED: nobody waits for it */
+    if (j->prev)
+        j->prev->next = j->next;
+    else
+        s->jobs = j->next;
+    if (j->next)
+        j->next->prev = j->prev;
+    s->n_jobs--;
+    end(j);
 }
 
-void dd_texts_closed(dd_job *j)
+static void give_to_worker(dd_job *j)
 {
-    dd_status st;
+    dd_service *s = j->s;
+    j->work.data = j;
+    (void)uv_queue_work(s->o.loop, &j->work, on_work, on_worked); /* fails without on_work only */
+    j->rpc->handler = j;
+    j->next = s->jobs;
+    if (s->jobs)
+        s->jobs->prev = j;
+    s->jobs = j;
+    s->n_jobs++;
+}
+
+void dd_texts_fail(dd_job *j, const dd_status *st)
+{
     dd_rpc *r = j->rpc;
+    if (!r)
+        return;
     j->rpc = NULL;
-    dd_status_set(&st, DD_CANCELLED, "CANCELLED", "the call was closed");
-    dd_refuse(r, &st);
+    (void)uv_cancel((uv_req_t *)&j->work); /* one that runs goes on to its end */
+    dd_refuse(r, st);
 }
 
 void dd_texts_call(dd_service *s, dd_rpc *r, const uint8_t *msg, size_t len)
@@ -200,19 +228,41 @@ void dd_texts_call(dd_service *s, dd_rpc *r, const uint8_t *msg, size_t len)
     }
     j->s = s;
     j->rpc = r;
+    j->uid = r->peer.uid;
     j->method = m;
-    s->n_jobs++;
     if (dd_request_decode(kind, msg, len, &j->req, &j->st) < 0) {
         end(j);
         return;
     }
-    j->work.data = j;
-    if (dd_request_text_bytes(&j->req) >= DD_INLINE_BYTES) {
-        r->handler = j;
-        if (uv_queue_work(s->o.loop, &j->work, on_work, on_worked) == 0)
-            return;
-        r->handler = NULL;
+    if (dd_request_text_bytes(&j->req) < DD_INLINE_BYTES) {
+        run(j);
+        end(j);
+        return;
     }
-    run(j);
-    end(j);
+    if (dd_user_limit(s, r, &j->st) < 0) {
+        end(j);
+        return;
+    }
+    if (s->n_jobs >= DD_JOBS_HELD) {
+        dd_status_set(&j->st, DD_RESOURCE_EXHAUSTED, "QUEUE_FULL",
+                      "%u long texts are being worked on, the most there may be", s->n_jobs);
+        j->st.retry_ms = DD_RETRY_MS;
+        end(j);
+        return;
+    }
+    give_to_worker(j);
+}
+
+uint32_t dd_texts_of(const dd_service *s, const dd_peer *p)
+{
+    uint32_t n = 0;
+    for (const dd_job *j = s->jobs; j; j = j->next)
+        n += j->uid == p->uid && j->rpc;
+    return n;
+}
+
+void dd_texts_abort(dd_service *s, const dd_status *st)
+{
+    for (dd_job *j = s->jobs; j; j = j->next)
+        dd_texts_fail(j, st);
 }

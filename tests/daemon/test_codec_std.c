@@ -174,3 +174,27 @@ TEST(reflection_answers)
     grpc__reflection__v1__server_reflection_response__free_unpacked(r, NULL);
     free(out);
 }
+
+TEST(text_is_utf8_without_nul_wherever_the_fault_stands)
+{
+    static const struct {
+        const char *bytes;
+        size_t len;
+        bool is_text;
+    } parts[] = { { "", 1, false },
+                  { "\x01\x7f", 2, true },
+                  { "\xc3\xa4", 2, true },
+                  { "\xc3", 1, false },
+                  { "\x80", 1, false },
+                  { "\xf0\x9f\x98\x80", 4, true },
+                  { "\xed\xa0\x80", 3, false } };
+    uint8_t text[40];
+    for (size_t p = 0; p < sizeof parts / sizeof parts[0]; p++)
+        for (size_t at = 0; at < 30; at++)
+            for (size_t len = at + parts[p].len; len <= sizeof text; len++) {
+                memset(text, 'a', sizeof text);
+                memcpy(text + at, parts[p].bytes, parts[p].len);
+                CHECK_EQ(dd_wire_is_text((dd_bytes){ text, len }), parts[p].is_text);
+            }
+    CHECK(dd_wire_is_text((dd_bytes){ NULL, 0 }));
+}

@@ -1,8 +1,10 @@
 """Long texts are worked on beside the loop: others are served meanwhile, and a client that goes, a cancel, a
 deadline or a stop in the middle of it leave nothing behind."""
+import json
 import pathlib
 import signal
 import sys
+import tempfile
 import threading
 import time
 import unittest
@@ -128,6 +130,40 @@ class LongPrompts(unittest.TestCase):
         with self.assertRaises(grpc.RpcError):
             list(inference.Chat(chat(TEXT, session_id=x.id), timeout=60))
         sessions.CloseSession(s.CloseSessionRequest(session_id=x.id), timeout=20)
+
+
+class Stream(unittest.TestCase):
+    def test_a_stream_goes_on_while_long_texts_are_worked_on(self):
+        with tempfile.NamedTemporaryFile("w", suffix=".json") as script:
+            json.dump({"tokens_per_second": 200, "reply": "x</think>\n\n" + "one two three " * 400}, script)
+            script.flush()
+            with daemon.Daemon(daemon.BUILD / "tests/fake_engine/deltad-fake", env={"DELTA_FAKE": script.name}) as fake:
+                stub = fake.stub(INFERENCE, "InferenceService")
+                times, got = [], threading.Event()
+
+                def read():
+                    for _ in stub.Chat(chat("Go on."), timeout=60):
+                        times.append(time.monotonic())
+                        if len(times) == 40:
+                            got.set()
+
+                reader = threading.Thread(target=read)
+                reader.start()
+                self.assertTrue(got.wait(20))
+                begin = time.monotonic()
+                # three in a row, each as long as may be taken by one worker
+                other = fake.stub(INFERENCE, "InferenceService", fake.channel())
+                for _ in range(3):
+                    with self.assertRaises(grpc.RpcError):
+                        list(other.Chat(chat(TEXT), timeout=60))
+                took = time.monotonic() - begin
+                fake.process.send_signal(signal.SIGTERM)
+                reader.join(60)
+                meanwhile = [t for t in times if begin <= t <= begin + took]
+                gap = max((b - a for a, b in zip(meanwhile, meanwhile[1:])), default=took)
+                print(f"# {len(meanwhile)} events in {took:.2f} s of long prompts, {gap * 1e3:.0f} ms apart at most")
+                self.assertGreater(len(meanwhile), 10)
+                self.assertLess(gap, took / 3)
 
 
 class Stop(unittest.TestCase):

@@ -8,6 +8,7 @@
 #include "daemon/service.h"
 #include "daemon/wire.h"
 #include "deltad/v1/inference.pb-c.h"
+#include "deltad/v1/model.pb-c.h"
 #include "deltad/v1/session.pb-c.h"
 #include "support/tap.h"
 
@@ -66,7 +67,7 @@ static void vt_finish(dd_rpc *r, const dd_status *st)
 }
 static const dd_rpc_vtable vtable = { vt_send, vt_finish };
 
-static call *calls[64];
+static call *calls[256];
 static size_t n_calls;
 
 static void turn(void)
@@ -137,8 +138,10 @@ static void down(void)
 
 static call *begin(const char *path, uint32_t uid, uint64_t deadline_ns, const ProtobufCMessage *m)
 {
-    uint8_t buffer[8192];
+    uint8_t *buffer = malloc(protobuf_c_message_get_packed_size(m) + 1);
     call *c = calloc(1, sizeof *c);
+    if (n_calls == sizeof calls / sizeof calls[0])
+        abort();
     calls[n_calls++] = c;
     c->rpc = (dd_rpc){ .vt = &vtable,
                        .method = dd_service_method_find(path, strlen(path)),
@@ -148,6 +151,7 @@ static call *begin(const char *path, uint32_t uid, uint64_t deadline_ns, const P
     size_t len = protobuf_c_message_pack(m, buffer);
     dd_service_start(service, &c->rpc);
     dd_service_message(service, &c->rpc, buffer, len);
+    free(buffer);
     return c;
 }
 
@@ -507,5 +511,177 @@ TEST(client_that_is_gone_leaves_the_session_usable)
     call *b = begin(CHAT, 1000, 0, &q.base);
     UNTIL(b->is_finished);
     CHECK_EQ(b->st.code, DD_OK);
+    down();
+}
+
+/* Long enough for a worker, and for it to be in the middle of when the test goes on. */
+static const char *long_text(size_t len)
+{
+    enum { MOST = 1 << 22 };
+    static const char words[] = "The quick brown fox jumps over 12345 lazy dogs; and so on.\n";
+    static char text[MOST + 1];
+    for (size_t i = 0; !text[0] || (i && i < MOST); i++)
+        text[i] = words[i % (sizeof words - 1)];
+    return text + MOST - len;
+}
+#define TOKENIZE "/deltad.v1.InferenceService/Tokenize"
+static Deltad__V1__TokenizeRequest tokenize_of(const char *text)
+{
+    Deltad__V1__TokenizeRequest q = DELTAD__V1__TOKENIZE_REQUEST__INIT;
+    q.text = (char *)text;
+    return q;
+}
+static unsigned n_busy(void)
+{
+    Deltad__V1__GetStatsRequest q = DELTAD__V1__GET_STATS_REQUEST__INIT;
+    call *c = begin("/deltad.v1.ModelService/GetStats", 1000, 0, &q.base);
+    Deltad__V1__GetStatsResponse *r =
+        deltad__v1__get_stats_response__unpack(NULL, c->sent[0].len, c->sent[0].p);
+    unsigned n = r->requests_running + r->requests_queued;
+    deltad__v1__get_stats_response__free_unpacked(r, NULL);
+    free(c->sent[0].p);
+    free(c);
+    n_calls--;
+    return n;
+}
+
+TEST(long_prompt_is_prepared_beside_the_loop_and_answered_as_a_short_one)
+{
+    up("{\"reply\": \"x</think>\\n\\nyes.\"}");
+    Deltad__V1__ChatRequest q = chat_of(long_text(60000));
+    call *c = begin(CHAT, 1000, 0, &q.base);
+    CHECK_EQ(c->n_sent, 0);
+    Deltad__V1__TokenizeRequest x = tokenize_of("short");
+    CHECK(begin(TOKENIZE, 1000, 0, &x.base)->is_finished);
+    UNTIL(c->is_finished);
+    CHECK_EQ(c->st.code, DD_OK);
+    CHECK(prompt_tokens(c) > 10000);
+    CHECK_EQ(reason(c), 1);
+    down();
+}
+
+TEST(client_that_is_gone_while_its_prompt_is_prepared_leaves_nothing)
+{
+    up(NULL);
+    char id[64];
+    (void)snprintf(id, sizeof id, "%s", new_session(false, false, 0, NULL));
+    call *gone[24];
+    for (size_t i = 0; i < 24; i++) { /* more than there are workers: some have not begun */
+        Deltad__V1__ChatRequest q = chat_of(long_text(300000));
+        Deltad__V1__TokenizeRequest x = tokenize_of(long_text(300000));
+        q.session_id = i == 7 ? id : (char *)"";
+        gone[i] = i % 3 ? begin(CHAT, 1000, 0, &q.base) : begin(TOKENIZE, 1000, 0, &x.base);
+        CHECK(!gone[i]->is_finished);
+        if (i % 2)
+            turn();
+    }
+    for (size_t i = 0; i < 24; i++)
+        if (!gone[i]->is_finished)
+            dd_service_closed(service, &gone[i]->rpc);
+    for (size_t i = 0; i < 24; i++)
+        CHECK(gone[i]->is_finished);
+    UNTIL(n_busy() == 0);
+    Deltad__V1__ChatRequest q = chat_of("Hi.");
+    q.session_id = id;
+    call *c = begin(CHAT, 1000, 0, &q.base);
+    UNTIL(c->is_finished);
+    CHECK_EQ(c->st.code, DD_OK);
+    down();
+}
+
+TEST(turn_of_a_session_waits_for_the_one_whose_prompt_is_prepared)
+{
+    up("{\"reply\": \"x</think>\\n\\nyes.\"}");
+    char id[64];
+    (void)snprintf(id, sizeof id, "%s", new_session(true, false, 0, NULL));
+    Deltad__V1__ChatRequest q = chat_of(long_text(60000));
+    q.session_id = id;
+    call *a = begin(CHAT, 1000, 0, &q.base);
+    q = chat_of("Hi.");
+    q.session_id = id;
+    CHECK_STR(begin(CHAT, 1000, 0, &q.base)->st.reason, "SESSION_BUSY");
+    Deltad__V1__CloseSessionRequest x = DELTAD__V1__CLOSE_SESSION_REQUEST__INIT;
+    x.session_id = id;
+    CHECK_STR(begin(SESSION_PATH("CloseSession"), 1000, 0, &x.base)->st.reason, "SESSION_BUSY");
+    UNTIL(a->is_finished);
+    CHECK_EQ(a->st.code, DD_OK);
+    CHECK_EQ(begin(SESSION_PATH("CloseSession"), 1000, 0, &x.base)->st.code, DD_OK);
+    down();
+}
+
+TEST(cancel_while_a_prompt_is_prepared_ends_the_stream_in_order)
+{
+    up(NULL);
+    Deltad__V1__ChatRequest q = chat_of(long_text(60000));
+    q.request_id = (char *)"mine";
+    call *c = begin(CHAT, 1000, 0, &q.base);
+    Deltad__V1__CancelRequest x = DELTAD__V1__CANCEL_REQUEST__INIT;
+    x.request_id = (char *)"mine";
+    CHECK_EQ(begin("/deltad.v1.InferenceService/Cancel", 1000, 0, &x.base)->st.code, DD_OK);
+    UNTIL(c->is_finished);
+    CHECK_EQ(c->st.code, DD_OK);
+    CHECK_EQ(c->n_sent, 2);
+    CHECK_EQ(reason(c), 5);
+    down();
+}
+
+TEST(deadline_and_queue_time_that_pass_while_a_prompt_is_prepared_end_the_call)
+{
+    up(NULL);
+    Deltad__V1__ChatRequest q = chat_of(long_text(1 << 20));
+    call *a = begin(CHAT, 1000, de_now_ns() + 1000000, &q.base);
+    scheduling.max_queue_opt_case = DELTAD__V1__SCHEDULING__MAX_QUEUE_OPT_MAX_QUEUE_NS;
+    scheduling.max_queue_ns = 1000000;
+    q.scheduling = &scheduling;
+    call *b = begin(CHAT, 1000, 0, &q.base);
+    UNTIL(a->is_finished && b->is_finished);
+    CHECK_STR(a->st.reason, "DEADLINE");
+    CHECK_STR(b->st.reason, "QUEUE_TIME");
+    UNTIL(n_busy() == 0);
+    down();
+}
+
+TEST(drain_while_texts_are_worked_on_refuses_them_and_waits_for_the_workers)
+{
+    up(NULL);
+    call *c[16];
+    for (size_t i = 0; i < 16; i++) {
+        Deltad__V1__ChatRequest q = chat_of(long_text(300000));
+        Deltad__V1__TokenizeRequest x = tokenize_of(long_text(300000));
+        c[i] = i % 2 ? begin(CHAT, 1000, 0, &q.base) : begin(TOKENIZE, 1000, 0, &x.base);
+    }
+    dd_service_drain(service, on_drained, NULL);
+    dd_service_abort_all(service);
+    for (size_t i = 0; i < 16; i++) {
+        CHECK(c[i]->is_finished);
+        CHECK_STR(c[i]->st.reason, "DRAINING");
+    }
+    down();
+}
+
+/* They were taken without a bound, each with its megabytes. */
+TEST(long_texts_are_bounded_for_one_user_and_for_all)
+{
+    up(NULL);
+    config.limits.max_requests_per_uid = 4;
+    Deltad__V1__TokenizeRequest x = tokenize_of(long_text(200000));
+    unsigned n[3] = { 0 };
+    for (size_t i = 0; i < 5; i++) {
+        call *c = begin(TOKENIZE, 1000, 0, &x.base);
+        CHECK_EQ(c->is_finished, i == 4);
+        CHECK(!c->is_finished || strcmp(c->st.reason, "USER_LIMIT") == 0);
+    }
+    x = tokenize_of("short");
+    CHECK_EQ(begin(TOKENIZE, 1000, 0, &x.base)->st.code, DD_OK);
+    x = tokenize_of(long_text(200000));
+    for (size_t i = 0; i < 100; i++) { /* each of another user */
+        call *c = begin(TOKENIZE, 2000 + (uint32_t)i, 0, &x.base);
+        n[!c->is_finished ? 0 : strcmp(c->st.reason, "QUEUE_FULL") == 0 ? 1 : 2]++;
+    }
+    CHECK_EQ(n[0], 60);
+    CHECK_EQ(n[1], 40);
+    call *last = calls[n_calls - 41];
+    UNTIL(last->is_finished);
+    CHECK_EQ(last->st.code, DD_OK);
     down();
 }
