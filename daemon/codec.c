@@ -171,8 +171,9 @@ static int take_message(de_arena *a, const pb_message *m, const char *at, delta_
         return invalid(st, path, "only an assistant calls tools");
     }
     for (size_t i = 0; i < m->n_tool_calls; i++)
-        calls[i] =
-            (delta_chat_call){ str(m->tool_calls[i]->name), str(m->tool_calls[i]->arguments_json) };
+        calls[i] = (delta_chat_call){ .name = str(m->tool_calls[i]->name),
+                                      .arguments_json = str(m->tool_calls[i]->arguments_json),
+                                      .id = str(m->tool_calls[i]->id) };
     to->parts = parts;
     to->n_parts = m->n_parts;
     to->calls = calls;

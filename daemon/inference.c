@@ -35,6 +35,7 @@ void dd_live_done(dd_live *l)
     free(l->calls);
     de_text_done(&l->reasoning);
     de_text_done(&l->content);
+    de_text_done(&l->sampled);
     delta_output_free(l->parser);
 }
 
@@ -533,12 +534,42 @@ int dd_live_outputs(dd_live *l, const delta_out_event *o, size_t n)
     return 0;
 }
 
+/* Keeps the answer's text as it is sampled. */
+static void keep_sampled(dd_live *l, const char *text, size_t len)
+{
+    if (l->is_long || (!l->session && !l->req.n_tools))
+        return;
+    l->is_long = l->sampled.len + len > DD_RECALL_TURN_BYTES;
+    if (!l->is_long)
+        de_text_add(&l->sampled, text, len);
+    l->is_long |= l->sampled.failed;
+    if (l->is_long)
+        de_text_done(&l->sampled);
+}
+
+/* The turn is over: its calls' ids stand for it from now on. */
+static void remember(dd_live *l, const dd_note *n)
+{
+    delta_str *ids = NULL;
+    bool is_whole = n->finish == DELTA_FINISH_STOP_ID && !l->is_long && l->sampled.p;
+    for (size_t i = 0; i < l->n_calls; i++)
+        is_whole = is_whole && l->calls[i].complete;
+    if (is_whole && l->n_calls && (ids = malloc(l->n_calls * sizeof *ids))) {
+        for (size_t i = 0; i < l->n_calls; i++)
+            ids[i] = (delta_str){ l->calls[i].id, strlen(l->calls[i].id) };
+        dd_recall_put(l->s->recall, l->uid, ids, l->n_calls,
+                      (delta_str){ l->sampled.p, l->sampled.len }, l->req.thinking);
+        free(ids);
+    }
+}
+
 static int on_text(dd_live *l, const dd_note *n)
 {
     const delta_out_event *o;
     size_t n_o;
     if (l->method == DD_M_GENERATE)
         return push_event(l, &(dd_event){ .kind = DD_EVENT_TEXT, .text = { n->text, n->len } });
+    keep_sampled(l, n->text, n->len);
     if (delta_output_push(l->parser, n->text, n->len, n->added_id >= 0, &o, &n_o, NULL) < 0)
         return -1;
     return dd_live_outputs(l, o, n_o);
@@ -662,6 +693,8 @@ static void on_finished(dd_live *l, const dd_note *n)
     l->usage.cached = n->n_cached > l->usage.cached ? n->n_cached : l->usage.cached;
     if (!failed && generates)
         r = push_finished(l, n);
+    if (!failed && l->method == DD_M_CHAT)
+        remember(l, n);
     if (l->session)
         dd_session_end(l, n, !failed);
     if (!l->rpc) {

@@ -13,10 +13,13 @@ enum {
     DD_BATCHES_HELD = 64,            /* steps whose events the loop has not taken yet */
     DD_INLINE_BYTES = 32 << 10, /* a text this long is rendered and tokenised on a worker thread */
     DD_JOBS_HELD = 64,          /* calls from long texts alone that workers have or wait for */
-    DD_RETRY_MS = 1000,         /* what RetryInfo advises */
-    DD_WATCHERS = 1024,         /* Health.Watch calls */
-    DD_SESSION_MESSAGES = 1 << 16, /* of one named session */
-    DD_SESSION_BYTES = 64 << 20,   /* its transcript and tools */
+    DD_RECALL_TURNS = 4096,     /* answers with calls kept as they were sampled */
+    DD_RECALL_BYTES = 64 << 20, /* and their bytes */
+    DD_RECALL_TURN_BYTES = 1 << 20, /* of one of them */
+    DD_RETRY_MS = 1000,             /* what RetryInfo advises */
+    DD_WATCHERS = 1024,             /* Health.Watch calls */
+    DD_SESSION_MESSAGES = 1 << 16,  /* of one named session */
+    DD_SESSION_BYTES = 64 << 20,    /* its transcript and tools */
 };
 
 #endif

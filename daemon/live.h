@@ -14,6 +14,7 @@
 #include "daemon/codec.h"
 #include "daemon/engine_thread.h"
 #include "daemon/limits.h"
+#include "daemon/recall.h"
 #include "daemon/service.h"
 
 enum dd_method_id {
@@ -46,6 +47,7 @@ struct dd_service {
     enum dd_phase phase;
     bool is_ready, is_faulty, is_freed;
     dd_engine *engine;
+    dd_recall *recall;
     uv_timer_t timer;       /* the earliest of all time limits */
     uv_timer_t drain_timer; /* tells of the drain from a clean stack */
     uint32_t n_closing;
@@ -64,13 +66,20 @@ struct dd_service {
     void *drained_arg;
 };
 
+typedef struct dd_sampled {
+    char *text; /* malloc'ed, or NULL */
+    size_t len;
+    bool thought; /* its prompt left the think block open */
+} dd_sampled;
+
 struct dd_session {
     dd_session *next;
     char id[DD_ID_BYTES];
     char *name;
     uint32_t uid;
     uint64_t generation, created_ns, used_ns, idle_timeout_ns;
-    dd_bytes *messages; /* packed; each malloc'ed */
+    dd_bytes *messages;  /* packed; each malloc'ed */
+    dd_sampled *sampled; /* one a message: an answer as it was sampled, or nothing */
     size_t n_messages, cap_messages, bytes;
     dd_bytes *tools;
     size_t n_tools;
@@ -133,6 +142,8 @@ struct dd_live {
     dd_call *calls;
     size_t n_calls, cap_calls;
     de_text reasoning, content; /* of the answer, for the transcript */
+    de_text sampled;            /* all of its text, while it is short enough to be kept */
+    bool is_long;               /* it is not */
     int64_t think_end;          /* id of </think>, or -1 */
     bool in_reasoning;
     bool was_told_queued;
@@ -184,6 +195,8 @@ int dd_render(const dd_service *s, const dd_request *r, const dd_turn *turn, boo
               delta_rendered *ret_text, uint32_t **ret_ids, size_t *ret_n, dd_status *st);
 int dd_parser_new(const dd_service *s, const dd_request *q, delta_output **ret_p, dd_status *st);
 size_t dd_request_text_bytes(const dd_request *q); /* about what there is to do */
+/* Answers that came from here, told by their calls' ids, get the text they were sampled as. The loop. */
+int dd_request_recall(dd_service *s, uint32_t uid, dd_request *q, dd_status *st);
 void dd_status_of_error(dd_status *st, const delta_error *err, const char *field);
 
 /* texts.c */

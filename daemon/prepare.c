@@ -65,6 +65,26 @@ int dd_render(const dd_service *s, const dd_request *r, const dd_turn *turn, boo
     return 0;
 }
 
+int dd_request_recall(dd_service *s, uint32_t uid, dd_request *q, dd_status *st)
+{
+    for (size_t i = 0; i < q->n_messages; i++) {
+        delta_message *m = &q->messages[i];
+        delta_str text;
+        bool thought;
+        if (m->sampled.len || !dd_recall_find(s->recall, uid, m, &text, &thought))
+            continue;
+        q->arena.limit += text.len + 64; /* ours, not the peer's */
+        char *copy = de_arena_strndup(&q->arena, text.p, text.len);
+        if (!copy) {
+            dd_status_set(st, DD_RESOURCE_EXHAUSTED, "OUT_OF_MEMORY", "no memory for the prompt");
+            return -1;
+        }
+        m->sampled = (delta_str){ copy, text.len };
+        m->sampled_thought = thought;
+    }
+    return 0;
+}
+
 size_t dd_request_text_bytes(const dd_request *q)
 {
     size_t n = q->text.len + q->n_ids;
@@ -74,7 +94,7 @@ size_t dd_request_text_bytes(const dd_request *q)
             n += m->parts[k].text.len;
         for (size_t k = 0; k < m->n_calls; k++)
             n += m->calls[k].arguments_json.len;
-        n += m->reasoning.len + 64;
+        n += m->reasoning.len + m->sampled.len + 64;
     }
     for (size_t i = 0; i < q->n_tools; i++)
         n += q->tools[i].len;
@@ -146,6 +166,8 @@ int dd_prepare_begin(dd_live *l, dd_status *st)
     if (l->method == DD_M_GENERATE)
         return 0;
     if ((q->session_id[0] || l->method != DD_M_CHAT) && dd_session_begin(l, st) < 0)
+        return -1;
+    if (dd_request_recall(l->s, l->uid, &l->req, st) < 0)
         return -1;
     l->turn.leaves_open = l->method != DD_M_CHAT && q->n_messages &&
                           q->messages[q->n_messages - 1].role == DELTA_ROLE_TOOL;

@@ -387,6 +387,11 @@ int dd_service_new(const dd_service_options *o, dd_service **ret_s, delta_error 
     (void)uv_timer_init(o->loop, &s->timer);
     (void)uv_timer_init(o->loop, &s->drain_timer);
     s->timer.data = s->drain_timer.data = s;
+    s->recall = dd_recall_new();
+    if (!s->recall) {
+        dd_service_free(s);
+        return delta_fail(err, DELTA_ENOMEM, "service: no memory");
+    }
     int r = dd_engine_new(o->loop, o->config, on_note, s, &s->engine, err);
     if (r < 0) {
         dd_service_free(s);
@@ -430,6 +435,7 @@ void dd_service_free(dd_service *s)
     assert(!s->live && !s->n_jobs);
     dd_sessions_free(s);
     dd_engine_free(s->engine);
+    dd_recall_free(s->recall);
     s->n_closing = 2;
     uv_close((uv_handle_t *)&s->timer, on_closed);
     uv_close((uv_handle_t *)&s->drain_timer, on_closed);

@@ -23,11 +23,14 @@ static void session_free(dd_service *s, dd_session *x)
             s->n_sessions--;
             break;
         }
-    for (size_t i = 0; i < x->n_messages; i++)
+    for (size_t i = 0; i < x->n_messages; i++) {
         free((void *)x->messages[i].data);
+        free(x->sampled[i].text);
+    }
     for (size_t i = 0; i < x->n_tools; i++)
         free((void *)x->tools[i].data);
     free(x->messages);
+    free(x->sampled);
     free(x->tools);
     free(x->name);
     dd_timeline_free(x->timeline);
@@ -58,8 +61,15 @@ static int add_message(dd_session *x, uint8_t *data, size_t len)
             return -1;
         }
         x->messages = more;
+        dd_sampled *sampled = realloc(x->sampled, cap * sizeof *sampled);
+        if (!sampled) {
+            free(data);
+            return -1;
+        }
+        x->sampled = sampled;
         x->cap_messages = cap;
     }
+    x->sampled[x->n_messages] = (dd_sampled){ 0 };
     x->messages[x->n_messages++] = (dd_bytes){ data, len };
     x->bytes += len;
     return 0;
@@ -191,8 +201,11 @@ int dd_session_begin(dd_live *l, dd_status *st)
     if (!all)
         return out_of_memory(st);
     int r = 0;
-    for (size_t i = 0; r == 0 && i < old; i++)
+    for (size_t i = 0; r == 0 && i < old; i++) {
         r = dd_codec_message(q, x->messages[i], &all[i], st);
+        all[i].sampled = (delta_str){ x->sampled[i].text, x->sampled[i].len };
+        all[i].sampled_thought = x->sampled[i].thought;
+    }
     if (q->n_messages)
         memcpy(all + old, q->messages, q->n_messages * sizeof *all);
     q->arena.limit += n * sizeof *all + 64 + x->n_tools * sizeof *q->tools + 64;
@@ -236,7 +249,7 @@ bool dd_sessions_evict(dd_service *s)
     return oldest != NULL;
 }
 
-static int add_answer(dd_live *l)
+static int add_answer(dd_live *l, const dd_note *note)
 {
     dd_session *x = l->session;
     dd_event *calls = calloc(l->n_calls ? l->n_calls : 1, sizeof *calls);
@@ -252,7 +265,16 @@ static int add_answer(dd_live *l)
         dd_answer_encode(l->req.thinking, (delta_str){ l->reasoning.p, l->reasoning.len },
                          (delta_str){ l->content.p, l->content.len }, calls, n, &len);
     free(calls);
-    return add_message(x, msg, len);
+    if (add_message(x, msg, len) < 0)
+        return -1;
+    /* A stop string was sampled and is not in the text: the parts must do. */
+    if (l->sampled.p && note->finish != DELTA_FINISH_STOP_STRING) {
+        x->sampled[x->n_messages - 1] =
+            (dd_sampled){ l->sampled.p, l->sampled.len, l->req.thinking };
+        x->bytes += l->sampled.len;
+        l->sampled = (de_text){ 0 };
+    }
+    return 0;
 }
 
 /* The new messages, of the request, into the transcript. */
@@ -289,7 +311,7 @@ void dd_session_end(dd_live *l, const dd_note *n, bool ok)
     }
     bool is_kept = add_new(l) == 0;
     if (l->method == DD_M_CHAT)
-        is_kept = is_kept && add_answer(l) == 0;
+        is_kept = is_kept && add_answer(l, n) == 0;
     int64_t end = delta_tokenizer_added_id(dd_engine_tokenizer(l->s->engine), "<|im_end|>");
     x->n_rendered = x->n_messages;
     x->n_tokens = n->n_timeline;

@@ -230,7 +230,8 @@ void dd_texts_call(dd_service *s, dd_rpc *r, const uint8_t *msg, size_t len)
     j->rpc = r;
     j->uid = r->peer.uid;
     j->method = m;
-    if (dd_request_decode(kind, msg, len, &j->req, &j->st) < 0) {
+    if (dd_request_decode(kind, msg, len, &j->req, &j->st) < 0 ||
+        dd_request_recall(s, j->uid, &j->req, &j->st) < 0) {
         end(j);
         return;
     }

@@ -94,7 +94,9 @@ static int read_content(const reader *r, const de_json *v, delta_message *m)
 
 static int read_call(const reader *r, const de_json *v, delta_chat_call *ret)
 {
-    const de_json *function = de_json_get(v, "function");
+    const de_json *function = de_json_get(v, "function"), *id = de_json_get(v, "id");
+    if (is_kind(id, DE_JSON_STRING))
+        ret->id = text_of(id);
     if (function)
         v = function;
     const de_json *name = de_json_get(v, "name"), *arguments = de_json_get(v, "arguments");

@@ -292,9 +292,34 @@ static int add_arguments(renderer *r, delta_str json)
     return e;
 }
 
+/* The turn as it was sampled; false: it must be made of its parts. */
+static bool add_sampled(renderer *r, const delta_message *m, bool with_reasoning)
+{
+    delta_str s = m->sampled;
+    if (s.len == 0)
+        return false;
+    if (!with_reasoning && m->sampled_thought) {
+        const char *end = find(s, DE_STR("</think>"));
+        if (!end) /* a call ended the reasoning */
+            return false;
+        s.len -= (size_t)(end - s.p) + 8;
+        s.p = end + 8;
+    }
+    de_text_puts(&r->out, "<|im_start|>assistant\n");
+    if (with_reasoning)
+        de_text_puts(&r->out, m->sampled_thought ? "<think>\n" : "<think>\n\n</think>\n\n");
+    else
+        s = strip_newlines_left(s);
+    add(r, s);
+    de_text_puts(&r->out, "<|im_end|>\n");
+    return true;
+}
+
 static int add_assistant(renderer *r, size_t i, delta_str content)
 {
     const delta_message *m = &r->c->messages[i];
+    if (add_sampled(r, m, r->c->preserve_thinking || i > r->last_query))
+        return 0;
     delta_str reasoning = { NULL, 0 };
     if (m->has_reasoning)
         reasoning = m->reasoning;

@@ -141,6 +141,29 @@ class ToolConversation(unittest.TestCase):
         self.assertEqual(e.exception.code(), grpc.StatusCode.NOT_FOUND)
         wait_slots(0)
 
+    def test_an_answer_in_other_words_is_the_one_that_was_sampled(self):
+        """Its calls' ids tell: keys in another order, numbers respelled, reasoning left out, make no other prompt."""
+        for think in (False, True):
+            history = [message(x["role"], x["content"]) for x in self.HISTORY]
+            q = request(history, PROMPT["tools"], think=think, include=[1])
+            sampled, calls = [], []
+            for e in inference.Chat(q):
+                sampled += [x.token_id for x in e.tokens.tokens]
+                if e.WhichOneof("event") == "call_end":
+                    calls.append(e.call_end)
+            self.assertTrue(calls)
+            prompt = list(inference.RenderPrompt(m.RenderPromptRequest(chat=q)).ids)
+            respelled = t.Message(role=3, parts=[t.Part(text="  ")], tool_calls=[
+                t.ToolCall(id=c.id, name=c.name, arguments_json=json.dumps(dict(reversed(json.loads(c.arguments_json).items())),
+                                                                            indent=3)) for c in calls])
+            q.messages.extend([respelled, message("tool", self.RESULT, calls[0].id)])
+            ids = list(inference.RenderPrompt(m.RenderPromptRequest(chat=q)).ids)
+            self.assertEqual(ids[:len(prompt) + len(sampled)], prompt + sampled)
+            # an id that was never given out: the parts are all there is
+            q.messages[-2].tool_calls[0].id = "call_of_somebody_else"
+            other = list(inference.RenderPrompt(m.RenderPromptRequest(chat=q)).ids)
+            self.assertNotEqual(other, ids)
+
     def test_in_deltactl(self):
         folder = pathlib.Path(d.folder)
         (folder / "tools.json").write_text(json.dumps(PROMPT["tools"]))

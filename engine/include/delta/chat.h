@@ -34,6 +34,7 @@ typedef struct delta_part {
 typedef struct delta_chat_call {
     delta_str name;
     delta_str arguments_json; /* one JSON object; order of keys is kept. "" is {} */
+    delta_str id;             /* not rendered; may be empty */
 } delta_chat_call;
 
 typedef struct delta_message {
@@ -44,6 +45,12 @@ typedef struct delta_message {
     delta_str reasoning;
     const delta_chat_call *calls; /* of an assistant */
     size_t n_calls;
+    /* Of an assistant, if known: what the model wrote behind the generation prompt, byte for byte,
+     * to the end of its turn. It is rendered in the place of reasoning, content and calls, which
+     * may be spelled otherwise by now; where the template leaves earlier reasoning out, from behind
+     * the first </think>. thought: that prompt left the think block open. */
+    delta_str sampled;
+    bool sampled_thought;
 } delta_message;
 
 /* What the timeline holds of messages[first_message - 1] when a suffix is rendered. */

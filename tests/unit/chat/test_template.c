@@ -293,6 +293,57 @@ TEST(template_says_what_each_message_became)
 
 /* ---- suffixes */
 
+/* An answer as it was sampled goes before its parts, and loses its reasoning where they would. */
+TEST(template_sampled_text_stands_for_its_parts)
+{
+    static const char said[] =
+        "hm </think>\n\n text <tool_call>\n<function=f>\n<parameter=a>\n 1.0 "
+        "\n</parameter>\n</function>\n</tool_call>";
+    static const delta_part question = { .text = { "q", 1 } }, result = { .text = { "r", 1 } };
+    static const delta_chat_call call = { .name = { "f", 1 },
+                                          .arguments_json = { "{\"a\":1}", 7 } };
+    delta_message m[4] = {
+        { .role = DELTA_ROLE_USER, .parts = &question, .n_parts = 1 },
+        { .role = DELTA_ROLE_ASSISTANT,
+          .calls = &call,
+          .n_calls = 1,
+          .sampled = { said, sizeof said - 1 },
+          .sampled_thought = true },
+        { .role = DELTA_ROLE_TOOL, .parts = &result, .n_parts = 1 },
+        { .role = DELTA_ROLE_USER, .parts = &question, .n_parts = 1 },
+    };
+    delta_chat c = { .messages = m, .n_messages = 3 };
+    char *text = render(&c), *want = NULL;
+    CHECK(asprintf(&want,
+                   "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n<think>\n%s<|im_end|>\n"
+                   "<|im_start|>user\n<tool_response>\nr\n</tool_response><|im_end|>\n",
+                   said) > 0);
+    CHECK_STR(text, want);
+    free(text);
+    /* A later question: the reasoning goes. */
+    c.n_messages = 4;
+    text = render(&c);
+    CHECK(strstr(text, "assistant\n text <tool_call>") != NULL);
+    free(text);
+    c.preserve_thinking = true;
+    text = render(&c);
+    CHECK(strstr(text, "assistant\n<think>\nhm </think>") != NULL);
+    free(text);
+    /* The prompt had closed the think block. */
+    m[1].sampled_thought = false;
+    text = render(&c);
+    CHECK(strstr(text, "assistant\n<think>\n\n</think>\n\nhm </think>") != NULL);
+    free(text);
+    /* Reasoning that a call ended cannot be told from it: the parts are rendered. */
+    m[1].sampled_thought = true;
+    m[1].sampled = (delta_str){ said + 14, sizeof said - 15 };
+    c.preserve_thinking = false;
+    text = render(&c);
+    CHECK(strstr(text, "<parameter=a>\n1\n</parameter>") != NULL);
+    free(text);
+    free(want);
+}
+
 static uint32_t seed = 99;
 static uint32_t rnd(uint32_t n)
 {
@@ -306,8 +357,9 @@ static const delta_part parts[] = {
     { .text = { "Hi", 2 } }, { .text = { " a\n", 3 } }, { .kind = DELTA_PART_IMAGE },
     { .text = { "", 0 } },   { .text = { "b c", 3 } },  { .kind = DELTA_PART_VIDEO },
 };
-static const delta_chat_call calls[] = { { { "f", 1 }, { "{\"a\":1}", 7 } },
-                                         { { "g", 1 }, { "", 0 } } };
+static const delta_chat_call calls[] = {
+    { .name = { "f", 1 }, .arguments_json = { "{\"a\":1}", 7 } }, { .name = { "g", 1 } }
+};
 
 static size_t random_messages(delta_message *m)
 {
