@@ -98,6 +98,7 @@ enum dd_finish { /* as FinishReason */
                  DD_FINISH_LENGTH,
                  DD_FINISH_TIME,
                  DD_FINISH_CANCELLED,
+                 DD_FINISH_ERROR,
 };
 typedef struct dd_usage {
     uint32_t prompt, cached, completion, reasoning;

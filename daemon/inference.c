@@ -1,9 +1,10 @@
-/* inference.c -- Chat and Generate from request to last event, and the calls around them.
+/* inference.c -- Chat and Generate from request to last event, and Cancel.
  *
  *   start    decode, admit, prepare the prompt (prepare.c), post a run to the engine thread, Accepted
  *   notes    tokens and text -> output parser -> events -> the request's queue
  *   pump     one event at a time to the transport; a full queue pauses the sequence
- *   end      Finished and OK, or a status; the client's leaving cancels */
+ *   end      Finished and OK; or, if it goes wrong after Accepted, Finished with the usage so far
+ *            and a status; before Accepted the status alone; the client's leaving cancels */
 #include <assert.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -82,6 +83,21 @@ void dd_live_fail(dd_live *l, const dd_status *st)
         live_free(l);
 }
 
+void dd_live_end(dd_live *l, const dd_status *st)
+{
+    const bool streams = l->method == DD_M_CHAT || l->method == DD_M_GENERATE;
+    if (!l->rpc || !streams || l->is_ending || !(l->is_running || l->is_ended)) {
+        dd_live_fail(l, st);
+        return;
+    }
+    l->is_ending = true;
+    l->queue_until_ns = 0;
+    if (l->is_running) {
+        l->outcome = *st;
+        dd_timeline_cancel(l->timeline); /* on_finished() tells the usage, and then *st */
+    }
+}
+
 static void no_memory(dd_live *l)
 {
     dd_status st;
@@ -94,7 +110,6 @@ static void no_memory(dd_live *l)
 /* May free l. */
 static void pump(dd_live *l)
 {
-    const dd_status ok = { .code = DD_OK };
     if (!l->rpc || l->is_sending)
         return;
     dd_item *i = l->first;
@@ -127,7 +142,7 @@ static void pump(dd_live *l)
         }
     }
     if (l->is_ended && !l->first) {
-        finish(l, &ok);
+        finish(l, &l->outcome);
         if (!l->is_running)
             live_free(l);
     }
@@ -360,7 +375,7 @@ static void proceed(dd_live *l, int prepared, dd_status *st)
     dd_service *s = l->s;
     if (prepared < 0 || (!is_empty_session(l) && launch(l, st) < 0)) {
         if (l->session)
-            dd_session_end(l, NULL, false);
+            dd_session_end(l, NULL);
         dd_live_fail(l, st);
         dd_live_timer(s); /* the session rests again */
         return;
@@ -397,7 +412,7 @@ static void on_prepared(uv_work_t *w, int status)
         return;
     }
     if (l->session) /* the client has gone */
-        dd_session_end(l, NULL, false);
+        dd_session_end(l, NULL);
     live_free(l);
     dd_live_timer(s); /* the session rests again */
 }
@@ -640,7 +655,7 @@ static int push_finished(dd_live *l, const dd_note *n)
                    .total_ns = now - l->arrived_ns };
     char stop[DELTA_MAX_STOP_BYTES + 1];
     enum delta_out_finish out = DELTA_OUT_STOP;
-    bool cut = n->finish == DELTA_FINISH_LENGTH || n->finish == DELTA_FINISH_CANCELLED;
+    bool cut = n->finish != DELTA_FINISH_STOP_ID && n->finish != DELTA_FINISH_STOP_STRING;
     if (l->parser) {
         const delta_out_event *o;
         size_t n_o;
@@ -671,10 +686,12 @@ static int push_finished(dd_live *l, const dd_note *n)
         break;
     case DELTA_FINISH_CANCELLED:
     case DELTA_FINISH_ERROR:
-        e.reason = l->end == DD_END_TIME ? DD_FINISH_TIME : DD_FINISH_CANCELLED;
+        e.reason = l->outcome.code != DD_OK ? DD_FINISH_ERROR
+                   : l->end == DD_END_TIME  ? DD_FINISH_TIME
+                                            : DD_FINISH_CANCELLED;
         break;
     }
-    if (l->session)
+    if (l->session && dd_session_turn_counts(n))
         e.generation = l->session->generation + 1; /* dd_session_end() does that */
     return push_event(l, &e);
 }
@@ -691,19 +708,18 @@ static void on_finished(dd_live *l, const dd_note *n)
         l->s->n_waiting--;
     l->is_waiting = false;
     l->usage.cached = n->n_cached > l->usage.cached ? n->n_cached : l->usage.cached;
-    if (!failed && generates)
+    if (failed)
+        error_status(&l->outcome, n->error, n->text ? n->text : "");
+    else if (n->finish != DELTA_FINISH_CANCELLED)
+        l->outcome = (dd_status){ .code = DD_OK }; /* it was complete before it could be ended */
+    if (generates)
         r = push_finished(l, n);
     if (!failed && l->method == DD_M_CHAT)
         remember(l, n);
     if (l->session)
-        dd_session_end(l, n, !failed);
+        dd_session_end(l, n);
     if (!l->rpc) {
         live_free(l);
-        return;
-    }
-    if (failed) {
-        error_status(&st, n->error, n->text ? n->text : "");
-        dd_live_fail(l, &st);
         return;
     }
     if (r < 0) {
@@ -712,6 +728,10 @@ static void on_finished(dd_live *l, const dd_note *n)
     }
     if (!generates) {
         dd_rpc *rpc = l->rpc;
+        if (failed) {
+            dd_live_fail(l, &l->outcome);
+            return;
+        }
         if (n->finish == DELTA_FINISH_CANCELLED) {
             dd_status_set(&st, DD_CANCELLED, "CANCELLED", "the request was cancelled");
             dd_live_fail(l, &st);
@@ -747,7 +767,7 @@ void dd_live_note(dd_service *s, const dd_note *n)
             dd_status_set(&st, DD_RESOURCE_EXHAUSTED, "QUEUE_FULL", "%u requests are waiting",
                           s->n_waiting - 1);
             st.retry_ms = DD_RETRY_MS;
-            dd_live_fail(l, &st);
+            dd_live_end(l, &st);
             return;
         }
         /* The engine thread says so at every failed try: told again only if it is news, so that a
@@ -824,7 +844,7 @@ void dd_live_timer(dd_service *s)
             dd_status_set(&st, DD_RESOURCE_EXHAUSTED, "QUEUE_TIME",
                           "the request was not started within max_queue_ns");
             st.retry_ms = DD_RETRY_MS;
-            dd_live_fail(l, &st);
+            dd_live_end(l, &st);
             continue;
         }
         if (l->wall_until_ns && now >= l->wall_until_ns) {

@@ -148,8 +148,11 @@ struct dd_live {
     bool in_reasoning;
     bool was_told_queued;
     uint32_t queue_position; /* as told last */
-    bool is_preparing, is_running, is_started, is_waiting, is_paused, is_sending, is_ended;
+    bool is_preparing, is_running, is_started, is_waiting, is_paused, is_sending;
+    bool is_ending; /* by dd_live_end() */
+    bool is_ended;  /* the last event is in the queue */
     enum dd_end end;
+    dd_status outcome; /* what follows the last event */
     dd_item *first, *last;
     uint32_t n_items;
     size_t item_bytes;
@@ -174,7 +177,11 @@ void dd_live_start(dd_service *s, dd_rpc *r, enum dd_method_id m, const uint8_t 
 void dd_live_sent(dd_live *l);
 void dd_live_closed(dd_live *l);
 void dd_live_note(dd_service *s, const dd_note *n);
+/* Ends the call now; may free l. */
 void dd_live_fail(dd_live *l, const dd_status *st);
+/* Ends a stream with Finished (the usage so far) and then *st, as soon as the engine has let go
+ * and the reader takes it; a call without events, and one that was told before, now. */
+void dd_live_end(dd_live *l, const dd_status *st);
 void dd_live_cancel(dd_live *l, enum dd_end why);
 /* 0, or -1 and *st if this user has as many requests as one may have. */
 int dd_user_limit(dd_service *s, const dd_rpc *r, dd_status *st);
@@ -209,8 +216,10 @@ uint32_t dd_texts_of(const dd_service *s, const dd_peer *p); /* how many of thei
 /* Binds a Chat or AppendMessages to its session, or makes the session of CreateSession; completes
  * l->req with the transcript and sets l->turn.first and join. */
 int dd_session_begin(dd_live *l, dd_status *st);
+/* Whether a turn that ended so is part of the conversation. */
+bool dd_session_turn_counts(const dd_note *finished);
 /* The turn is over: n is the FINISHED note, or NULL if it never ran. */
-void dd_session_end(dd_live *l, const dd_note *n, bool ok);
+void dd_session_end(dd_live *l, const dd_note *n);
 uint8_t *dd_session_answer(dd_live *l, size_t *ret_len); /* of Create and Append */
 void dd_session_call(dd_service *s, dd_rpc *r, const uint8_t *msg, size_t len);
 void dd_sessions_timer(dd_service *s, uint64_t now, uint64_t *next);

@@ -32,9 +32,10 @@
 #include "daemon/service.h"
 
 enum {
-    FLUSH_MS = 1000,  /* connections may take their last bytes for so long */
-    CUT_MS = 5000,    /* what was cut must be gone after so long */
-    FDS_BESIDE = 256, /* descriptors that are not connections */
+    LAST_WORDS_MS = 1000, /* streams that are cut may tell their usage for so long */
+    FLUSH_MS = 1000,      /* connections may take their last bytes for so long */
+    CUT_MS = 5000,        /* what was cut must be gone after so long */
+    FDS_BESIDE = 256,     /* descriptors that are not connections */
 };
 
 struct daemon {
@@ -112,12 +113,19 @@ static void on_drained(void *arg)
     dd_listen_shutdown(d->listen, false, on_gone, d);
 }
 
+static void on_last_words_over(uv_timer_t *t)
+{
+    struct daemon *d = t->data;
+    (void)uv_timer_start(&d->timer, on_still_there, CUT_MS, 0);
+    dd_service_abort_all(d->service);
+}
+
 static void cut(struct daemon *d)
 {
     if (d->cut)
         return;
     d->cut = true;
-    (void)uv_timer_start(&d->timer, on_still_there, CUT_MS, 0);
+    (void)uv_timer_start(&d->timer, on_last_words_over, LAST_WORDS_MS, 0);
     dd_service_abort_all(d->service);
 }
 
@@ -255,13 +263,11 @@ static void on_fatal(void *arg, const char *why)
     if (d->phase >= CLOSING)
         return;
     d->join = loading; /* it said so as its last act; a device that hangs is another matter */
-    d->phase = CLOSING;
+    d->phase = DRAINING;
     dd_notify_stopping(d->notify, loading ? "The model cannot be opened" : "The engine has failed");
-    (void)uv_timer_start(&d->timer, on_still_there, CUT_MS, 0);
     dd_listen_stop(d->listen);
-    d->cut = true;
-    dd_service_abort_all(d->service);
-    dd_listen_shutdown(d->listen, true, on_gone, d);
+    dd_service_drain(d->service, on_drained, d);
+    cut(d);
 }
 
 static uint64_t heartbeat(void *arg)

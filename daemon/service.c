@@ -416,7 +416,7 @@ void dd_service_abort_all(dd_service *s)
     st.retry_ms = DD_RETRY_MS;
     for (dd_live *l = s->live, *next; l; l = next) {
         next = l->next;
-        dd_live_fail(l, &st);
+        dd_live_end(l, &st);
     }
     dd_texts_abort(s, &st);
 }

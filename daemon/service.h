@@ -28,7 +28,8 @@ typedef struct dd_service_options {
 int dd_service_new(const dd_service_options *o, dd_service **ret_s, delta_error *err);
 /* NOT_SERVING at once; new calls get UNAVAILABLE; on_drained when the last live request ended. */
 void dd_service_drain(dd_service *s, void (*on_drained)(void *arg), void *arg);
-/* Ends all live requests with UNAVAILABLE (the drain limit has passed). */
+/* Ends all live requests with UNAVAILABLE (the drain limit has passed): streams say Finished
+ * first. Called again, it ends what is left without that. */
 void dd_service_abort_all(dd_service *s);
 /* All requests must have ended. Joins the engine thread. */
 void dd_service_free(dd_service *s);

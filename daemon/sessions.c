@@ -290,10 +290,15 @@ static int add_new(dd_live *l)
     return 0;
 }
 
-void dd_session_end(dd_live *l, const dd_note *n, bool ok)
+bool dd_session_turn_counts(const dd_note *n)
+{
+    return n->finish != DELTA_FINISH_ERROR &&
+           !(n->finish == DELTA_FINISH_CANCELLED && n->n_generated == 0);
+}
+
+void dd_session_end(dd_live *l, const dd_note *n)
 {
     dd_session *x = l->session;
-    bool is_cut = n && n->finish == DELTA_FINISH_CANCELLED && n->n_generated == 0;
     x->busy = NULL;
     x->used_ns = de_now_ns();
     if (!n) { /* it never ran: nothing has changed */
@@ -301,11 +306,11 @@ void dd_session_end(dd_live *l, const dd_note *n, bool ok)
             session_free(l->s, x);
         return;
     }
-    if (l->method == DD_M_CREATE && (!ok || is_cut || !l->rpc)) {
+    if (l->method == DD_M_CREATE && (!dd_session_turn_counts(n) || !l->rpc)) {
         session_free(l->s, x); /* nobody knows its id */
         return;
     }
-    if (!ok || is_cut) { /* the turn did not happen */
+    if (!dd_session_turn_counts(n)) { /* it did not happen */
         forget_timeline(x);
         return;
     }

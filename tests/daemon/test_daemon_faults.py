@@ -4,12 +4,13 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import unittest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from support import ttrpc  # noqa: E402
-from support.daemon import Daemon, grpc, module  # noqa: E402
+from support.daemon import BUILD, Daemon, grpc, module  # noqa: E402
 
 GENERATE = "/deltad.v1.InferenceService/Generate"
 CLIENT = """
@@ -132,6 +133,38 @@ class Faults(unittest.TestCase):
             pass
         self.assertEqual(call.code(), grpc.StatusCode.OK)
         self.assertEqual(self.d.process.wait(20), 0, self.d.log)
+
+    def last_words(self, call):
+        """The last event and the status of a stream of Generate."""
+        inference, last = module("deltad/v1/inference.proto"), None
+        with self.assertRaises(grpc.RpcError) as caught:
+            for m in call:
+                last = inference.GenerateEvent.FromString(m)
+        return last, caught.exception
+
+    def test_answers_that_the_drain_limit_cuts_tell_their_usage(self):
+        with Daemon(limits={"drain_limit": "1s"}) as d:
+            call = d.channel().unary_stream(GENERATE)(request(30000), timeout=60)
+            next(call)
+            d.process.send_signal(signal.SIGTERM)
+            last, error = self.last_words(call)
+            self.assertEqual(error.code(), grpc.StatusCode.UNAVAILABLE)
+            self.assertEqual(last.finished.reason, 6)
+            self.assertGreater(last.finished.usage.completion_tokens, 10)
+            self.assertEqual(d.process.wait(20), 0, d.log)
+
+    def test_a_device_fault_tells_the_usage_and_ends_the_daemon(self):
+        with tempfile.NamedTemporaryFile("w", suffix=".json") as script:
+            script.write('{"fault_step": 1000, "tokens_per_second": 100}')
+            script.flush()
+            with Daemon(BUILD / "tests/fake_engine/deltad-fake", env={"DELTA_FAKE": script.name}) as d:
+                calls = [d.channel().unary_stream(GENERATE)(request(30000), timeout=60) for _ in range(4)]
+                for c in calls:
+                    next(c)
+                for last, error in map(self.last_words, calls):
+                    self.assertEqual(error.code(), grpc.StatusCode.UNAVAILABLE)
+                    self.assertEqual(last.finished.reason, 6)
+                self.assertEqual(d.process.wait(20), 70, d.log)
 
 
 if __name__ == "__main__":

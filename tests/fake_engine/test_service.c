@@ -123,6 +123,7 @@ static void down(void)
         calls[i]->holds = false;
     dd_service_drain(service, on_drained, NULL);
     dd_service_abort_all(service);
+    dd_service_abort_all(service);
     UNTIL(is_drained);
     dd_service_free(service);
     (void)uv_run(&loop, UV_RUN_DEFAULT);
@@ -478,6 +479,64 @@ TEST(request_that_waits_is_told_its_place_once_however_often_it_is_tried)
     down();
 }
 
+/* The usage was lost with an error after the first event. */
+TEST(error_in_the_middle_tells_the_usage_first)
+{
+    up("{\"error_token\": 6, \"reply\": \"x</think>\\n\\none two three four five six\"}");
+    Deltad__V1__ChatRequest q = chat_of("Hi.");
+    call *c = begin(CHAT, 1000, 0, &q.base);
+    UNTIL(c->is_finished);
+    CHECK_EQ(c->st.code, DD_INTERNAL);
+    CHECK_EQ(reason(c), 6);
+    REQUIRE(c->n_sent >= 2);
+    Deltad__V1__ChatEvent *e = event(c, c->n_sent - 1);
+    CHECK_EQ(e->seq, c->n_sent);
+    CHECK_EQ(e->finished->usage->completion_tokens, 5);
+    CHECK_EQ(e->finished->usage->prompt_tokens, prompt_tokens(c));
+    release(e);
+    down();
+}
+
+TEST(stream_that_a_drain_cuts_tells_the_usage_first)
+{
+    up("{\"tokens_per_second\": 100, \"reply\": \"one two three four five six seven eight nine ten "
+       "one two three four five six seven eight nine ten one two three four five six seven\"}");
+    Deltad__V1__ChatRequest q = chat_of("Hi.");
+    call *a = begin(CHAT, 1000, 0, &q.base), *slow = begin(CHAT, 1000, 0, &q.base);
+    UNTIL(a->n_sent > 3 && slow->n_sent > 3);
+    slow->holds = true;
+    UNTIL(slow->n_sent > slow->n_acked);
+    dd_service_drain(service, on_drained, NULL);
+    dd_service_abort_all(service);
+    UNTIL(a->is_finished);
+    CHECK_STR(a->st.reason, "DRAINING");
+    CHECK_EQ(reason(a), 6);
+    for (int i = 0; i < 50; i++)
+        turn();
+    CHECK(!slow->is_finished);
+    dd_service_abort_all(service); /* what is left has had its time */
+    CHECK(slow->is_finished);
+    CHECK_STR(slow->st.reason, "DRAINING");
+    down();
+}
+
+TEST(request_that_waits_too_long_says_so_after_its_last_event)
+{
+    up("{\"busy_sessions\": 2, \"tokens_per_second\": 1}");
+    Deltad__V1__ChatRequest q = chat_of("Hi.");
+    call *a = begin(CHAT, 1000, 0, &q.base);
+    UNTIL(a->n_sent);
+    q = chat_of("Hi.");
+    scheduling.max_queue_opt_case = DELTAD__V1__SCHEDULING__MAX_QUEUE_OPT_MAX_QUEUE_NS;
+    scheduling.max_queue_ns = 20000000;
+    q.scheduling = &scheduling;
+    call *b = begin(CHAT, 1000, 0, &q.base);
+    UNTIL(b->is_finished);
+    CHECK_STR(b->st.reason, "QUEUE_TIME");
+    CHECK_EQ(reason(b), 6);
+    down();
+}
+
 TEST(device_fault_ends_every_stream_and_is_told)
 {
     up("{\"fault_step\": 5}");
@@ -487,6 +546,8 @@ TEST(device_fault_ends_every_stream_and_is_told)
     CHECK_EQ(a->st.code, DD_UNAVAILABLE);
     CHECK_EQ(b->st.code, DD_UNAVAILABLE);
     CHECK_STR(a->st.reason, "DEVICE_FAULT");
+    CHECK_EQ(reason(a), 6);
+    CHECK_EQ(reason(b), 6);
     down();
 }
 
