@@ -138,8 +138,7 @@ int de_model_plan(const de_shape *s, const de_binding *b, const de_model_options
 
 /* ---- open */
 
-/* Rotary frequencies; YaRN as the reference implementation computes it, over the rotary dims. */
-static void fill_frequencies(const de_shape *s, float *inv)
+void de_rope_frequencies(const de_shape *s, float *inv)
 {
     const double d = s->rotary_dims, ln = log(s->rope_theta);
     double low = 0, high = 0;
@@ -153,13 +152,14 @@ static void fill_frequencies(const de_shape *s, float *inv)
             high += 0.001;
     }
     for (uint32_t i = 0; i < s->rotary_dims / 2; i++) {
-        double f = pow(s->rope_theta, -2.0 * i / d);
-        if (s->yarn) {
-            double ramp = (i - low) / (high - low);
-            ramp = ramp < 0 ? 0 : ramp > 1 ? 1 : ramp;
-            f = (1 - ramp) * f + ramp * f / s->yarn_factor;
-        }
-        inv[i] = (float)f;
+        const float wave = powf((float)s->rope_theta, (float)(2 * i) / (float)s->rotary_dims);
+        inv[i] = 1 / wave;
+        if (!s->yarn)
+            continue;
+        const float ramp = ((float)i - (float)low) / (float)(high - low);
+        const float keep = 1 - (ramp < 0 ? 0 : ramp > 1 ? 1 : ramp);
+        const float slow = 1 / ((float)s->yarn_factor * wave);
+        inv[i] = slow * (1 - keep) + inv[i] * keep;
     }
 }
 
@@ -188,7 +188,7 @@ int de_model_open(const de_weights *w, const de_shape *shape, const de_binding *
         r = delta_fail(err, DELTA_ENOMEM, "model: threads or tables");
         goto fail;
     }
-    fill_frequencies(shape, m->inv_freq);
+    de_rope_frequencies(shape, m->inv_freq);
     r = de_upload(m, w, b, err);
     if (r < 0)
         goto fail;

@@ -73,6 +73,11 @@ void de_upload_free(de_model *m);
 /* Row `id` of the embedding. */
 void de_embed_row(const de_model *m, uint32_t id, float *out);
 
+/* Rotary frequencies [rotary_dims / 2], YaRN over the rotary dims. In f32 throughout, as the
+ * reference implementation computes them: at position 100,000 one bit of a frequency is 0.005 of a
+ * radian, so a rounder number would be a worse one. */
+void de_rope_frequencies(const de_shape *s, float *inv);
+
 /* y [rows, out] = x [rows, in] W', on all threads. */
 void de_linear(de_model *m, const de_panels *w, const float *x, size_t ldx, uint32_t rows, float *y,
                size_t ldy);
