@@ -322,6 +322,54 @@ static int fill_added(const reader *r)
     return 0;
 }
 
+/* The reference tokenizer splits by the tables of Unicode 16 and normalises by those of Unicode 9,
+ * utf8proc does both by those of its own version (here Unicode 15 or 16). What differs stands
+ * here, so that a text has the ids that the model knows it by. Pairs of first and last, rising. */
+typedef uint32_t range[2];
+
+static const range later_letters[] = {
+    { 0x897, 0x897 },     { 0x1C89, 0x1C8A },   { 0xA7CB, 0xA7CD },   { 0xA7DA, 0xA7DC },
+    { 0x105C0, 0x105F3 }, { 0x10D4A, 0x10D65 }, { 0x10D69, 0x10D6D }, { 0x10D6F, 0x10D85 },
+    { 0x10EC2, 0x10EC4 }, { 0x10EFC, 0x10EFC }, { 0x11380, 0x11389 }, { 0x1138B, 0x1138B },
+    { 0x1138E, 0x1138E }, { 0x11390, 0x113B5 }, { 0x113B7, 0x113C0 }, { 0x113C2, 0x113C2 },
+    { 0x113C5, 0x113C5 }, { 0x113C7, 0x113CA }, { 0x113CC, 0x113D3 }, { 0x113E1, 0x113E2 },
+    { 0x11BC0, 0x11BE0 }, { 0x11F5A, 0x11F5A }, { 0x13460, 0x143FA }, { 0x16100, 0x1612F },
+    { 0x16D40, 0x16D6C }, { 0x18CFF, 0x18CFF }, { 0x1E5D0, 0x1E5F0 }, { 0x2EBF0, 0x2EE5D }
+};
+static const range later_numbers[] = { { 0x10D40, 0x10D49 }, { 0x116D0, 0x116E3 },
+                                       { 0x11BF0, 0x11BF9 }, { 0x16130, 0x16139 },
+                                       { 0x16D70, 0x16D79 }, { 0x1CCF0, 0x1CCF9 },
+                                       { 0x1E5F1, 0x1E5FA } };
+/* Marks, and what composes, that came after Unicode 9: to the reference starters, past which
+ * nothing moves. And U+11A7, which utf8proc 2.8 takes for a final consonant and loses. */
+static const range fixed_in_place[] = {
+    { 0x7FD, 0x7FD },     { 0x897, 0x89F },     { 0x8CA, 0x8D3 },     { 0x9FE, 0x9FE },
+    { 0xC3C, 0xC3C },     { 0xD3B, 0xD3C },     { 0xEBA, 0xEBA },     { 0x11A7, 0x11A7 },
+    { 0x1715, 0x1715 },   { 0x1ABF, 0x1ACE },   { 0x1DF6, 0x1DFA },   { 0xA82C, 0xA82C },
+    { 0x105C0, 0x105F3 }, { 0x10D24, 0x10D27 }, { 0x10D69, 0x10D6D }, { 0x10EAB, 0x10EAC },
+    { 0x10EFC, 0x10EFF }, { 0x10F46, 0x10F50 }, { 0x10F82, 0x10F85 }, { 0x11070, 0x11070 },
+    { 0x1133B, 0x1133B }, { 0x11380, 0x113E2 }, { 0x1145E, 0x1145E }, { 0x11839, 0x1183A },
+    { 0x11930, 0x11930 }, { 0x1193D, 0x1193E }, { 0x11943, 0x11943 }, { 0x119E0, 0x119E0 },
+    { 0x11A34, 0x11A34 }, { 0x11A47, 0x11A47 }, { 0x11A99, 0x11A99 }, { 0x11D42, 0x11D42 },
+    { 0x11D44, 0x11D45 }, { 0x11D97, 0x11D97 }, { 0x11F41, 0x11F42 }, { 0x16100, 0x1612F },
+    { 0x16D40, 0x16D6C }, { 0x16FF0, 0x16FF1 }, { 0x1E08F, 0x1E08F }, { 0x1E130, 0x1E136 },
+    { 0x1E2AE, 0x1E2AE }, { 0x1E2EC, 0x1E2EF }, { 0x1E4EC, 0x1E4EF }, { 0x1E5EE, 0x1E5EF }
+};
+
+static bool among(uint32_t c, const range *table, size_t n)
+{
+    size_t lo = 0, hi = n;
+    while (lo < hi) {
+        const size_t mid = (lo + hi) / 2;
+        if (c > table[mid][1])
+            lo = mid + 1;
+        else
+            hi = mid;
+    }
+    return lo < n && c >= table[lo][0];
+}
+#define AMONG(c, table) among(c, table, sizeof(table) / sizeof *(table))
+
 static enum de_class class_of(int32_t cp, bool marks)
 {
     if ((cp >= 9 && cp <= 13) || cp == 0x20 || cp == 0x85 || cp == 0xA0 || cp == 0x1680 ||
@@ -343,6 +391,10 @@ static enum de_class class_of(int32_t cp, bool marks)
     case UTF8PROC_CATEGORY_NL:
     case UTF8PROC_CATEGORY_NO:
         return DE_NUMBER;
+    case UTF8PROC_CATEGORY_CN: /* not assigned, says utf8proc */
+        return AMONG((uint32_t)cp, later_letters)   ? DE_LETTER
+               : AMONG((uint32_t)cp, later_numbers) ? DE_NUMBER
+                                                    : DE_OTHER;
     default:
         return DE_OTHER;
     }
@@ -490,10 +542,11 @@ static bool is_nfc(const uint8_t *p, const uint8_t *end)
         }
         uint32_t c = de_utf8_next(&p);
         if (!((c >= 0x400 && c < 0x483) || (c >= 0x2010 && c < 0x2028) ||
-              (c >= 0x2190 && c < 0x2ADC) || (c >= 0x3001 && c < 0x302A) ||
-              (c >= 0x3041 && c < 0x3097) || (c >= 0x30A1 && c < 0x30FB) ||
-              (c >= 0x4E00 && c < 0xA000) || (c >= 0xAC00 && c < 0xD7A4) ||
-              (c >= 0xFF01 && c < 0xFF66) || (c >= 0x1F300 && c < 0x1FB00)))
+              (c >= 0x2190 && c < 0x2329) || (c >= 0x232B && c < 0x2ADC) ||
+              (c >= 0x3001 && c < 0x302A) || (c >= 0x3041 && c < 0x3097) ||
+              (c >= 0x30A1 && c < 0x30FB) || (c >= 0x4E00 && c < 0xA000) ||
+              (c >= 0xAC00 && c < 0xD7A4) || (c >= 0xFF01 && c < 0xFF66) ||
+              (c >= 0x1F300 && c < 0x1FB00)))
             return false;
     }
     return true;
@@ -509,6 +562,36 @@ static void encode_pieces(const delta_tokenizer *t, const uint8_t *p, const uint
     }
 }
 
+/* NFC of [p, end) as the reference makes it: *ret_text is malloc'ed; false without memory. */
+static bool nfc(const uint8_t *p, const uint8_t *end, uint8_t **ret_text, size_t *ret_n)
+{
+    uint8_t *text = NULL;
+    size_t n = 0;
+    while (p < end) {
+        const uint8_t *stop = p, *next = p; /* [p, stop) to be normalised, [stop, next) as it is */
+        while (next < end && !AMONG(de_utf8_next(&next), fixed_in_place))
+            stop = next;
+        utf8proc_uint8_t *part = NULL;
+        const utf8proc_ssize_t k =
+            utf8proc_map(p, stop - p, &part, UTF8PROC_STABLE | UTF8PROC_COMPOSE);
+        uint8_t *more = k < 0 ? NULL : realloc(text, n + (size_t)k + (size_t)(next - stop) + 1);
+        if (!more) {
+            free(part);
+            free(text);
+            return false;
+        }
+        text = more;
+        memcpy(text + n, part, (size_t)k);
+        memcpy(text + n + k, stop, (size_t)(next - stop));
+        n += (size_t)k + (size_t)(next - stop);
+        free(part);
+        p = next;
+    }
+    *ret_text = text;
+    *ret_n = n;
+    return true;
+}
+
 /* A stretch without added tokens. */
 static void encode_segment(const delta_tokenizer *t, const uint8_t *p, const uint8_t *end,
                            de_ids *ids)
@@ -519,12 +602,13 @@ static void encode_segment(const delta_tokenizer *t, const uint8_t *p, const uin
         encode_pieces(t, p, end, ids);
         return;
     }
-    utf8proc_uint8_t *text = NULL;
-    utf8proc_ssize_t n = utf8proc_map(p, end - p, &text, UTF8PROC_STABLE | UTF8PROC_COMPOSE);
-    if (n < 0)
+    uint8_t *text;
+    size_t n;
+    if (!nfc(p, end, &text, &n)) {
         ids->failed = true;
-    else
-        encode_pieces(t, text, text + n, ids);
+        return;
+    }
+    encode_pieces(t, text, text + n, ids);
     free(text);
 }
 

@@ -2,6 +2,7 @@
 #include "support/tap.h"
 
 #include <time.h>
+#include <utf8proc.h>
 
 #include "base/file.h"
 #include "base/json.h"
@@ -106,6 +107,76 @@ TEST(tokenizer_refuses_bad_utf8_with_the_offset)
                  DELTA_EINVALID);
         CHECK(strstr(err.text, cases[i].at) != NULL);
     }
+    delta_tokenizer_free(t);
+}
+
+/* Whether two texts become the same ids. */
+static bool same_ids(const delta_tokenizer *t, const char *a, size_t a_len, const char *b,
+                     size_t b_len)
+{
+    uint32_t *x = NULL, *y = NULL;
+    size_t n = 0, k = 0;
+    delta_error err;
+    const bool same = delta_tokenize(t, a, a_len, true, &x, &n, &err) == 0 &&
+                      delta_tokenize(t, b, b_len, true, &y, &k, &err) == 0 && n == k &&
+                      memcmp(x, y, n * sizeof *x) == 0;
+    free(x);
+    free(y);
+    return same;
+}
+
+static size_t put(char *out, uint32_t c);
+
+/* U+2329 stood in a block that was taken to be NFC already, and kept its own bytes. */
+TEST(every_character_is_normalised_also_where_none_seems_to_need_it)
+{
+    delta_tokenizer *t = demo();
+    REQUIRE(t);
+    unsigned wrong = 0;
+    for (uint32_t c = 1; c < 0x110000; c++) {
+        if (c >= 0xD800 && c < 0xE000)
+            continue;
+        char text[8];
+        utf8proc_uint8_t *want = NULL;
+        const size_t n = put(text, c);
+        const utf8proc_ssize_t k = utf8proc_map((const utf8proc_uint8_t *)text, (utf8proc_ssize_t)n,
+                                                &want, UTF8PROC_STABLE | UTF8PROC_COMPOSE);
+        REQUIRE(k > 0);
+        if (!same_ids(t, text, n, (char *)want, (size_t)k) && wrong++ == 0)
+            TAP_FAIL("U+%04X is not normalised", c);
+        free(want);
+    }
+    CHECK_EQ(wrong, 0);
+    delta_tokenizer_free(t);
+}
+
+/* The reference tokenizer normalises by the tables of Unicode 9 and splits by those of Unicode 16;
+ * utf8proc does both by others. Ids of the tokenizers library, 0.23. */
+TEST(unicode_is_of_the_versions_that_the_reference_has)
+{
+    delta_tokenizer *t = demo();
+    REQUIRE(t);
+    static const struct {
+        const char *text;
+        uint32_t n, ids[10];
+    } cases[] = {
+        { "e\u0345\u09fe\u0334", 8, { 68, 137, 227, 156, 100, 122, 136, 112 } },
+        { "\u0345\u1ac0\u0334\u0301", 9, { 137, 227, 157, 104, 222, 136, 112, 136, 223 } },
+        { "\ud53c\u11a7", 6, { 169, 242, 120, 157, 228, 100 } },
+        { "\U000105cd_p", 5, { 172, 238, 245, 235, 1059 } },
+        { "\U000116d0_p", 5, { 172, 239, 249, 238, 1059 } },
+        { "\U0001f000_p", 6, { 172, 253, 222, 222, 62, 79 } },
+        { "\U00011935\U00011930", 8, { 172, 239, 97, 113, 172, 239, 97, 108 } },
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        uint32_t *ids = NULL;
+        size_t n = 0;
+        delta_error err;
+        CHECK_EQ(delta_tokenize(t, cases[i].text, strlen(cases[i].text), true, &ids, &n, &err), 0);
+        CHECK(n == cases[i].n && memcmp(ids, cases[i].ids, n * sizeof *ids) == 0);
+        free(ids);
+    }
+    CHECK(same_ids(t, "e\u0301", 3, "\u00e9", 2));
     delta_tokenizer_free(t);
 }
 
