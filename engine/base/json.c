@@ -450,18 +450,6 @@ bool de_json_u64(const de_json *v, uint64_t *ret)
     return is_integer(v) && v->text[0] != '-' && magnitude(v->text, ret);
 }
 
-bool de_json_i64(const de_json *v, int64_t *ret)
-{
-    uint64_t u;
-    if (!is_integer(v))
-        return false;
-    const bool minus = v->text[0] == '-';
-    if (!magnitude(v->text + minus, &u) || u > (uint64_t)INT64_MAX + minus)
-        return false;
-    *ret = minus ? (int64_t)(0 - u) : (int64_t)u;
-    return true;
-}
-
 bool de_json_double(const de_json *v, double *ret)
 {
     if (!v || v->kind != DE_JSON_NUMBER)

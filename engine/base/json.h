@@ -56,7 +56,6 @@ bool de_json_is_string(const de_json *v, const char *text); /* NULL-safe equalit
 
 /* NULL-safe conversions: true if v is of that kind and fits. */
 bool de_json_u64(const de_json *v, uint64_t *ret);
-bool de_json_i64(const de_json *v, int64_t *ret);
 bool de_json_double(const de_json *v, double *ret); /* finite */
 bool de_json_bool(const de_json *v, bool *ret);
 
