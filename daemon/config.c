@@ -62,7 +62,9 @@ static const struct key keys[] = {
     { "model", "max_sessions", U32, AT(model.max_sessions), 1, 1024, .default_ = "16",
       .help = "Sequences in memory at once, each with a state slot." },
     { "model", "kv_tokens", U64, AT(model.kv_tokens), 64, UINT64_C(1) << 32, true, .default_ = "0",
-      .help = "Size of the pool of key-value pages in tokens; 0: from memory." },
+      .help =
+          "Size of the pool of key-value pages in tokens; 0: ctx_max, or 8192 for each session if "
+          "that is more, within half of the memory that is left." },
     { "model", "ctx_max", U32, AT(model.ctx_max), 64, 1U << 20, true, .default_ = "0",
       .help = "Longest sequence in tokens; 0: the checkpoint's." },
     { "model", "step_tokens", U32, AT(model.step_tokens), 64, 16384, true, .default_ = "0",

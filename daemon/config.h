@@ -20,7 +20,7 @@ typedef struct dd_config {
         char *backend;    /* auto, cpu, cuda */
         uint32_t threads; /* 0: all cores */
         uint32_t max_sessions;
-        uint64_t kv_tokens; /* 0: from memory */
+        uint64_t kv_tokens; /* 0: delta_engine_options says how many */
         uint32_t ctx_max;   /* 0: the checkpoint's */
         uint32_t step_tokens;
     } model;

@@ -23,6 +23,7 @@ enum {
     STEP_TOKENS_MIN = 64,
     STEP_TOKENS_MAX = 16384,
     STEP_TOKENS_DEFAULT = 512,
+    DEFAULT_CTX = 8192, /* tokens of a session, where nothing says how many pages */
 };
 
 __attribute__((format(printf, 3, 4))) static void
@@ -185,6 +186,23 @@ static uint64_t host_bytes(const delta_engine *e)
            (uint64_t)e->step_tokens * (sizeof *e->row_tokens + sizeof *e->row_pos);
 }
 
+/* Room for one session as long as can be, or for all of them at DEFAULT_CTX, whichever is more; but
+ * no more than half of what weights, states and workspace leave of the memory. */
+static uint64_t default_kv_tokens(const delta_engine *e, const de_memory_plan *one, uint64_t memory)
+{
+    const uint64_t n = e->info.max_sessions, ctx = de_align_up(e->info.ctx_max, DE_PAGE);
+    const uint64_t each = ctx < DEFAULT_CTX ? ctx : DEFAULT_CTX;
+    uint64_t tokens = n * each > ctx ? n * each : ctx;
+    uint64_t rest = 0; /* an overflow fails in make_plan() */
+    if (!de_add_u64(one->weights_bytes, one->state_bytes, &rest) ||
+        !de_add_u64(rest, one->workspace_bytes + host_bytes(e), &rest) || rest > memory)
+        rest = memory;
+    const uint64_t most =
+        one->kv_bytes ? (memory - rest) / 2 / one->kv_bytes * DE_PAGE : UINT64_MAX;
+    tokens = tokens < most ? tokens : most;
+    return tokens ? tokens : DE_PAGE;
+}
+
 /* Sizes everything: sessions, pages, rows. */
 static int make_plan(delta_engine *e, const delta_engine_options *o, de_model_options *ret_mo,
                      delta_error *err)
@@ -212,11 +230,8 @@ static int make_plan(delta_engine *e, const delta_engine_options *o, de_model_op
         return r;
     const uint64_t memory = memory_bytes();
     uint64_t tokens = o->kv_tokens;
-    if (tokens == 0) {
-        const uint64_t most = one.kv_bytes ? memory / 4 / one.kv_bytes * DE_PAGE : UINT64_MAX;
-        tokens = (uint64_t)info->max_sessions * de_align_up(info->ctx_max, DE_PAGE);
-        tokens = tokens < most ? tokens : most;
-    }
+    if (tokens == 0)
+        tokens = default_kv_tokens(e, &one, memory);
     const uint64_t pages = de_ceil_div(tokens, DE_PAGE);
     if (pages == 0 || pages > UINT32_MAX)
         return delta_fail(err, DELTA_EINVALID, "kv_tokens %llu makes %llu pages",

@@ -125,13 +125,11 @@ int de_model_plan(const de_shape *s, const de_binding *b, const de_model_options
     int r = check_options(s, o, err);
     if (r < 0)
         return r;
-    /* the pool decides how many threads there are; as many scratches as a page of threads */
-    const uint32_t threads = o->threads ? o->threads : 64;
     *ret_plan = (de_memory_plan){
         .weights_bytes = de_upload_bytes(s, b),
         .kv_bytes = (uint64_t)s->n_attn * o->n_pages * page_floats(s) * sizeof(float),
         .state_bytes = (uint64_t)o->n_slots * s->n_gdn * slot_layer_floats(s) * sizeof(float),
-        .workspace_bytes = layout(NULL, s, o, threads, NULL),
+        .workspace_bytes = layout(NULL, s, o, de_pool_count(o->threads), NULL),
     };
     return 0;
 }

@@ -33,8 +33,8 @@ typedef struct delta_engine_options {
     enum delta_backend backend;
     uint32_t threads;      /* CPU backend; 0: all cores of this process */
     uint32_t max_sessions; /* state slots, 1 .. 1024; 0: 16 */
-    uint64_t kv_tokens;    /* size of the page pool in tokens; 0: max_sessions * ctx_max capped
-                              to what a quarter of the memory holds */
+    uint64_t kv_tokens;    /* size of the page pool in tokens; 0: ctx_max, or max_sessions * 8192
+                              if that is more, within half of the memory that the rest leaves */
     uint32_t ctx_max;      /* longest session; 0: the checkpoint's max_position_embeddings */
     uint32_t step_tokens;  /* most rows of one step, 64 .. 16384; 0: 512 on the CPU */
     /* Called from delta_engine_open() with bytes read so far; may be NULL. */

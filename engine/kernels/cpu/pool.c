@@ -81,16 +81,18 @@ static void *work(void *start)
     }
 }
 
-de_pool *de_pool_new(uint32_t n)
+uint32_t de_pool_count(uint32_t n)
 {
     if (n == 0) {
         cpu_set_t set;
         n = sched_getaffinity(0, sizeof set, &set) == 0 ? (uint32_t)CPU_COUNT(&set) : 1;
     }
-    if (n < 1)
-        n = 1;
-    if (n > MAX_THREADS)
-        n = MAX_THREADS;
+    return n < 1 ? 1 : n > MAX_THREADS ? MAX_THREADS : n;
+}
+
+de_pool *de_pool_new(uint32_t n)
+{
+    n = de_pool_count(n);
     de_pool *p = calloc(1, sizeof *p);
     if (!p)
         return NULL;

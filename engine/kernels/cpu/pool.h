@@ -9,6 +9,8 @@
 
 typedef struct de_pool de_pool;
 
+/* How many threads de_pool_new(n) makes. */
+uint32_t de_pool_count(uint32_t n);
 /* n threads in all, the caller's included; 0: as many as the process may use. NULL: no memory. */
 de_pool *de_pool_new(uint32_t n);
 void de_pool_free(de_pool *p);

@@ -323,6 +323,22 @@ TEST(open_reports_the_checkpoint)
     delta_engine_free(e);
 }
 
+/* The pool of pages where nothing says how large it is to be. */
+TEST(the_default_pool_holds_one_long_session_or_all_at_8192)
+{
+    delta_engine_stats st;
+    delta_engine *e = open_engine(0, 0, 64);
+    delta_engine_stats_get(e, &st);
+    CHECK_EQ(delta_engine_info_get(e)->max_sessions, 16);
+    CHECK_EQ(delta_engine_info_get(e)->ctx_max, 32768);
+    CHECK_EQ(st.pages_total, 16 * 8192 / 64);
+    delta_engine_free(e);
+    e = open_engine(1, 0, 64);
+    delta_engine_stats_get(e, &st);
+    CHECK_EQ(st.pages_total, 32768 / 64);
+    delta_engine_free(e);
+}
+
 /* What a session of one token says under a budget, told `text` by the model. */
 static void say_within(const char *text, uint32_t budget, bool logprobs, result *x)
 {
