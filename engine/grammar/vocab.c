@@ -96,6 +96,13 @@ uint32_t de_trie_find(const de_trie *t, uint32_t i, const void *bytes, size_t le
 
 /* ---- slices */
 
+/* Tags that a JSON string may not hold everywhere: such tokens are looked at one by one. */
+static bool has_tag(const uint8_t *s, uint32_t len)
+{
+    return memmem(s, len, "</parameter>", 12) || memmem(s, len, "</function>", 11) ||
+           memmem(s, len, "</tool_call>", 12);
+}
+
 /* How much of s is text of this sort; *ret_chars counts characters, a cut one at the end too. */
 static uint32_t text_length(enum de_slice_kind kind, const uint8_t *s, uint32_t len,
                             uint32_t *ret_chars)
@@ -130,11 +137,12 @@ static bool slice_make(de_slice *s, enum de_slice_kind kind, const entry *e, uin
     for (uint32_t i = 0; ok && i < n; i++) {
         uint32_t k = 0;
         const uint32_t end = text_length(kind, e[i].p, e[i].len, &k);
-        chars[i] = end == e[i].len ? (uint16_t)k : 0;
+        const bool tag = kind == DE_SLICE_JSON && has_tag(e[i].p, end);
+        chars[i] = end == e[i].len && !tag ? (uint16_t)k : 0;
         if (chars[i]) {
             n_in++;
             s->max_chars = k > s->max_chars ? k : s->max_chars;
-        } else if (goes_on(kind, e[i].p, end)) {
+        } else if (tag || goes_on(kind, e[i].p, end)) {
             rest[n_rest++] = e[i];
         }
     }
@@ -192,6 +200,9 @@ static bool fill(delta_grammar_vocab *v, const delta_tokenizer *t, entry *e)
         e[n++] = (entry){ p, (uint32_t)len, id };
         v->longest = len > v->longest ? (uint32_t)len : v->longest;
         v->n_think_ids += memmem(p, len, "</think>", 8) != NULL;
+        const uint8_t *tag = memmem(p, len, "<function=", 10);
+        v->has_long_tags |= tag && (memchr(p, '<', (size_t)(tag - p)) ||
+                                    memchr(tag + 1, '<', (size_t)(p + len - tag - 1)));
     }
     qsort(e, n, sizeof *e, by_bytes);
     v->text = calloc(v->words, sizeof *v->text);
@@ -239,6 +250,13 @@ int delta_grammar_vocab_new(const delta_tokenizer *t, uint32_t n_vocab, const ui
         ok = fill(v, t, e);
     }
     free(e);
+    if (ok) {
+        const int code = de_text_auto_make(&v->text_auto, err);
+        if (code < 0) {
+            delta_grammar_vocab_free(v);
+            return code;
+        }
+    }
     if (!ok) {
         delta_grammar_vocab_free(v);
         return delta_fail(err, DELTA_ENOMEM, "grammar vocabulary: %u tokens", n_ids);
@@ -259,6 +277,7 @@ void delta_grammar_vocab_free(delta_grammar_vocab *v)
     if (!v || atomic_fetch_sub_explicit(&v->refs, 1, memory_order_acq_rel) != 1)
         return;
     trie_done(&v->trie);
+    de_text_auto_done(&v->text_auto);
     free(v->text);
     free(v->think_ids);
     for (enum de_slice_kind k = 0; k < DE_SLICE_N; k++)

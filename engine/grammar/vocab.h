@@ -13,6 +13,7 @@
 #include <stdatomic.h>
 
 #include "delta/grammar.h"
+#include "grammar/text.h"
 
 /* Preorder: the first child of i is i + 1 unless that is skip. Node 0 is the root, node n a sentinel. */
 typedef struct de_trie_node {
@@ -45,7 +46,7 @@ typedef struct de_slice {
 
 enum de_slice_kind {
     DE_SLICE_TEXT, /* UTF-8 without NUL and '<'; rest: with '<' */
-    DE_SLICE_JSON, /* inside a JSON string: no escapes, no quotes; rest: with either */
+    DE_SLICE_JSON, /* inside a JSON string: no escapes, quotes, call's tags; rest: with them */
     DE_SLICE_N
 };
 
@@ -59,6 +60,8 @@ struct delta_grammar_vocab {
     uint32_t *text;   /* mask of these */
     uint32_t longest; /* bytes of the longest of them */
     de_slice slice[DE_SLICE_N];
+    de_text_auto text_auto;
+    bool has_long_tags;  /* some token holds "<function=" and another tag */
     uint32_t *think_ids; /* tokens that hold "</think>" */
     uint32_t n_think_ids;
 };
