@@ -96,7 +96,10 @@ TEST(slices_hold_the_tokens_that_are_text_of_their_sort)
         }
         const bool plain = text && !memchr(p, '<', len) && !memchr(p, 0, len);
         CHECK_EQ(de_bit(vocab->slice[DE_SLICE_TEXT].all, id), plain);
-        CHECK_EQ(de_bit(vocab->slice[DE_SLICE_JSON].all, id), json && text);
+        const bool tag = memmem(p, len, "</tool_call>", 12) != NULL;
+        CHECK_EQ(de_bit(vocab->slice[DE_SLICE_JSON].all, id), json && text && !tag);
+        if (tag)
+            CHECK(de_trie_find(&vocab->slice[DE_SLICE_JSON].rest, 0, p, len) != UINT32_MAX);
         for (uint32_t k = 1; k <= DE_SLICE_SHORT; k++)
             CHECK_EQ(de_bit(vocab->slice[DE_SLICE_TEXT].upto[k], id), plain && chars <= k);
         const bool rest = text && memchr(p, '<', len) && !memchr(p, 0, len);
