@@ -109,8 +109,13 @@ static const struct key keys[] = {
 
     { "policy", "admin_group", TEXT, AT(policy.admin_group), 0, 64, .default_ = "",
       .help = "Members see and close everybody's sessions; empty: root and deltad's user alone." },
-    { "policy", "calls_in_reasoning", BOOL, AT(policy.calls_in_reasoning), .default_ = "no",
+    { "policy", "calls_in_reasoning", BOOL, AT(policy.calls_in_reasoning), .default_ = "yes",
       .help = "Take tool calls that the model writes while it is still thinking." },
+    { "policy", "calls_in_fences", BOOL, AT(policy.calls_in_fences), .default_ = "no",
+      .help = "Take tool calls inside fenced blocks of code." },
+    { "policy", "unknown_tools", CHOICE, AT(policy.unknown_tools), .default_ = "call",
+      .choices = "call text",
+      .help = "Pass a call of a tool that is not declared on as a call, or as text." },
 
     { "log", "level", CHOICE, AT(log.level), .default_ = "info",
       .choices = "error warning notice info debug", .help = "The least urgent lines to write." },

@@ -47,7 +47,8 @@ typedef struct dd_config {
     } limits;
     struct {
         char *admin_group; /* members may see and close all sessions; "" : root and owner only */
-        bool calls_in_reasoning;
+        bool calls_in_reasoning, calls_in_fences;
+        char *unknown_tools; /* call, text */
     } policy;
     struct {
         char *level; /* error, warning, notice, info, debug */

@@ -151,6 +151,8 @@ int dd_parser_new(const dd_service *s, const dd_request *q, delta_output **ret_p
         .tools_json = q->tools,
         .n_tools = q->tool_mode == DELTA_TOOLS_NONE ? 0 : q->n_tools,
         .calls_in_reasoning = s->o.config->policy.calls_in_reasoning,
+        .calls_in_fences = s->o.config->policy.calls_in_fences,
+        .unknown_is_text = strcmp(s->o.config->policy.unknown_tools, "text") == 0,
     };
     int e = delta_output_new(&o, ret_p, &err);
     if (e < 0) {

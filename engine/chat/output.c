@@ -456,7 +456,7 @@ static enum answer text_tag(delta_output *p, const view *v)
             return YES;
         }
     }
-    if (!p->parse_calls || line_fenced(&p->line))
+    if (!p->parse_calls || (line_fenced(&p->line) && !p->options.calls_in_fences))
         return NO;
     const bool reasoning = p->state == REASONING;
     if (reasoning && (!p->options.calls_in_reasoning || p->line.last == '`'))
@@ -464,7 +464,7 @@ static enum answer text_tag(delta_output *p, const view *v)
 
     delta_str name;
     size_t end;
-    a = call_at(p, v, 0, reasoning, &name, &end);
+    a = call_at(p, v, 0, reasoning || p->options.unknown_is_text, &name, &end);
     const bool wrapped = a == YES;
     if (a == NO && match(v, 0, call_open) == YES)
         repair(p, DELTA_REPAIR_CALL_NOT_ONE);
@@ -874,10 +874,10 @@ static enum answer args_tag(delta_output *p, const view *v)
     if (a != NO)
         return a;
     bool wrapped = true;
-    a = call_at(p, v, 0, false, &name, &end);
+    a = call_at(p, v, 0, p->options.unknown_is_text, &name, &end);
     if (a == NO) {
         wrapped = p->wrapped;
-        a = function_at(p, v, 0, false, &name, &end);
+        a = function_at(p, v, 0, p->options.unknown_is_text, &name, &end);
     }
     if (a == YES) {
         repair(p, DELTA_REPAIR_CLOSER_MISSING);
@@ -942,7 +942,7 @@ static enum answer after_tag(delta_output *p, const view *v)
         return NO;
     delta_str name;
     size_t end;
-    a = function_at(p, v, i, false, &name, &end);
+    a = function_at(p, v, i, p->options.unknown_is_text, &name, &end);
     if (a == YES) {
         begin_call(p, name, true);
         p->at += end;

@@ -4,7 +4,7 @@
  * and, where known, "this piece is the special token N"; output is events. The
  * events joined are the same at every chunking, but for where deltas are cut.
  * Arguments are written as JSON text, forward only: what was sent is never
- * taken back. The rules stand in docs/CHAT.md.
+ * taken back. The rules stand in docs/TOOLS.md.
  *
  * Limits     text is held back only where what follows decides what it is: a
  *            tag's beginning, a run of white space, the end of a value and what
@@ -47,7 +47,10 @@ typedef struct delta_output_options {
     enum delta_tool_mode tools;
     const delta_str *tools_json; /* as in delta_chat; copied */
     size_t n_tools;
-    bool calls_in_reasoning; /* promote a call inside reasoning (the default of the daemon) */
+    /* What engines disagree on; docs/TOOLS.md has the reasons for the daemon's defaults. */
+    bool calls_in_reasoning; /* a call inside reasoning ends it and counts */
+    bool calls_in_fences;    /* so does one inside a fenced block */
+    bool unknown_is_text;    /* a call of a tool that is not declared is text; else it is a call */
 } delta_output_options;
 
 enum delta_out_end { DELTA_OUT_END_STOP, DELTA_OUT_END_LENGTH };

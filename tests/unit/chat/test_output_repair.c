@@ -128,6 +128,20 @@ TEST(output_opens_calls_only_where_they_count)
         { CALL("get_time", "") "</think>Hi", "R{" CALL("get_time", "") "} C{Hi} =stop" },
     };
     ROWS(never, &s.o, DELTA_OUT_END_STOP);
+    options(&s);
+    s.o.calls_in_fences = true;
+    static const row fences[] = {
+        { "```\n" CALL("get_time", "") "\n```", "C{```} get_time({}) C{\n\n```} =calls" },
+    };
+    ROWS(fences, &s.o, DELTA_OUT_END_STOP);
+    options(&s);
+    s.o.unknown_is_text = true;
+    static const row unknown[] = {
+        { CALL("nobody", PARAM("a", "1")), "C{" CALL("nobody", PARAM("a", "1")) "} =stop" },
+        { CALL("nobody", "") CALL("get_time", ""),
+          "C{" CALL("nobody", "") "} get_time({}) =calls" },
+    };
+    ROWS(unknown, &s.o, DELTA_OUT_END_STOP);
 }
 
 TEST(output_fills_in_missing_closers)
