@@ -1,7 +1,9 @@
 /* upload.c -- weights from the checkpoint into the panels of the CPU backend.
  *
  * Tensors are read whole into one staging buffer, then repacked in their
- * stored format: BF16 and INT8 stay as they are in memory, F16 becomes F32. */
+ * stored format: BF16 and INT8 stay as they are in memory, F16 becomes F32.
+ * A value that is not finite, or a scale of 0 over weights that are not 0, is
+ * a damaged checkpoint, found here by name and not in an answer. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,6 +21,77 @@ typedef struct uploader {
     delta_error *err;
 } uploader;
 
+static float element(const uint8_t *p, enum de_dtype dtype, size_t i)
+{
+    uint16_t h;
+    float f;
+    if (dtype == DE_F32) {
+        memcpy(&f, p + i * 4, 4);
+        return f;
+    }
+    memcpy(&h, p + i * 2, 2);
+    return dtype == DE_BF16 ? de_bf16_to_float(h) : de_f16_to_float(h);
+}
+
+/* The tensor that a reference lies in. */
+static const de_tensor *tensor_of(const uploader *u, const de_ref *ref)
+{
+    for (size_t i = 0; i < de_weights_count(u->w); i++) {
+        const de_tensor *t = de_weights_at(u->w, i);
+        if (t->shard == ref->shard && t->offset <= ref->offset &&
+            ref->offset + ref->bytes <= t->offset + t->bytes)
+            return t;
+    }
+    return NULL;
+}
+
+static int bad_value(const uploader *u, const de_ref *ref, uint64_t i, const char *what)
+{
+    const de_tensor *t = tensor_of(u, ref);
+    if (t)
+        i += (ref->offset - t->offset) / de_dtype_bytes(ref->dtype);
+    return delta_fail(u->err, DELTA_EFORMAT, "%s: value %llu is %s", t ? t->name : "a tensor",
+                      (unsigned long long)i, what);
+}
+
+/* Whether bits of the exponent are all set in any of n values at p: infinities and NaNs. */
+static bool any_set16(const uint8_t *p, size_t n, uint16_t bits)
+{
+    unsigned found = 0;
+    for (size_t i = 0; i < n; i++) {
+        uint16_t h;
+        memcpy(&h, p + i * 2, 2);
+        found |= (h & bits) == bits;
+    }
+    return found;
+}
+
+static bool any_set32(const uint8_t *p, size_t n, uint32_t bits)
+{
+    unsigned found = 0;
+    for (size_t i = 0; i < n; i++) {
+        uint32_t h;
+        memcpy(&h, p + i * 4, 4);
+        found |= (h & bits) == bits;
+    }
+    return found;
+}
+
+static int check_finite(const uploader *u, const de_ref *ref)
+{
+    const size_t n = ref->bytes / de_dtype_bytes(ref->dtype);
+    const bool bad = ref->dtype == DE_F32    ? any_set32(u->staging, n, 0x7F800000)
+                     : ref->dtype == DE_BF16 ? any_set16(u->staging, n, 0x7F80)
+                     : ref->dtype == DE_F16  ? any_set16(u->staging, n, 0x7C00)
+                                             : false;
+    for (size_t i = 0; bad && i < n; i++) {
+        const float f = element(u->staging, ref->dtype, i);
+        if (!isfinite(f))
+            return bad_value(u, ref, i, isnan(f) ? "not a number" : "infinite");
+    }
+    return 0;
+}
+
 static int stage(uploader *u, const de_ref *ref)
 {
     if (ref->bytes > u->staging_size) {
@@ -30,22 +103,12 @@ static int stage(uploader *u, const de_ref *ref)
         u->staging_size = ref->bytes;
     }
     int r = de_weights_read(u->w, ref->shard, ref->offset, u->staging, ref->bytes, u->err);
+    if (r < 0)
+        return r;
     u->done += ref->bytes;
     if (u->m->options.on_progress)
         u->m->options.on_progress(u->m->options.arg, "weights", u->done, u->total);
-    return r;
-}
-
-static float element(const uint8_t *p, enum de_dtype dtype, size_t i)
-{
-    uint16_t h;
-    float f;
-    if (dtype == DE_F32) {
-        memcpy(&f, p + i * 4, 4);
-        return f;
-    }
-    memcpy(&h, p + i * 2, 2);
-    return dtype == DE_BF16 ? de_bf16_to_float(h) : de_f16_to_float(h);
+    return check_finite(u, ref);
 }
 
 /* A tensor as floats, malloc'ed. */
@@ -106,6 +169,16 @@ static void pack_rows(const uploader *u, const de_linear_ref *l, de_panels *p)
     }
 }
 
+/* Whether group g of row o holds zeros only. */
+static bool all_zero(const de_panels *p, uint32_t o, uint32_t g)
+{
+    const int8_t *q = (const int8_t *)p->data + (size_t)(o / DE_PANEL) * p->in * DE_PANEL;
+    for (uint32_t k = g * p->group; k < (g + 1) * p->group; k++)
+        if (q[(size_t)k * DE_PANEL + o % DE_PANEL])
+            return false;
+    return true;
+}
+
 static int linear(uploader *u, const de_linear_ref *l, de_panels *p)
 {
     int r = stage(u, &l->weight);
@@ -128,9 +201,13 @@ static int linear(uploader *u, const de_linear_ref *l, de_panels *p)
     memset(p->scale, 0, scale_bytes);
     r = stage(u, &l->scale);
     for (uint32_t o = 0; r == 0 && o < l->out; o++)
-        for (size_t g = 0; g < groups; g++)
-            p->scale[((o / DE_PANEL) * groups + g) * DE_PANEL + o % DE_PANEL] =
-                element(u->staging, l->scale.dtype, l->scale_whole ? 0 : o * groups + g);
+        for (size_t g = 0; r == 0 && g < groups; g++) {
+            const size_t i = l->scale_whole ? 0 : o * groups + g;
+            const float scale = element(u->staging, l->scale.dtype, i);
+            if (scale == 0 && !all_zero(p, o, (uint32_t)g))
+                r = bad_value(u, &l->scale, i, "a scale of 0, its weights are not 0");
+            p->scale[((o / DE_PANEL) * groups + g) * DE_PANEL + o % DE_PANEL] = scale;
+        }
     return r;
 }
 
@@ -176,7 +253,8 @@ static int deltanet(uploader *u, const de_layer_ref *from, de_layer *to)
     if (r == 0)
         r = floats(u, &from->A_log, &to->neg_exp_A);
     for (uint32_t i = 0; r == 0 && i < u->m->shape.gdn_v_heads; i++)
-        to->neg_exp_A[i] = (float)-exp((double)to->neg_exp_A[i]);
+        if (!isfinite(to->neg_exp_A[i] = (float)-exp((double)to->neg_exp_A[i])))
+            r = bad_value(u, &from->A_log, i, "too large");
     if (r == 0)
         r = floats(u, &from->conv, &conv);
     if (r == 0 && !(to->conv = aligned_alloc(64, (size_t)C * DE_CONV_WIDTH * sizeof *to->conv)))

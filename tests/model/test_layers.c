@@ -3,16 +3,19 @@
  * Random tokens run through the model; the hidden states it captured before a layer are the input of
  * the reference, so that errors do not add up, and its output is compared with what the model captured
  * behind the layer. The reference is the recurrence and the plain sums, from the stored weights. The
- * golden checkpoints bring other head ratios, groups of scales and widths. */
+ * golden checkpoints bring other head ratios, groups of scales and widths, the random ones all else. */
 #include "support/tap.h"
 
 #include <time.h>
 
 #include "base/bf16.h"
-#include "model/forward.h"
+#include "model/model.h"
+#include "unit/model/checkpoint_values.h"
 
-enum { T = 131, D = 256, G = 128 }; /* rows: over two page and chunk borders */
+enum { MAX_T = 131, D = 256, G = 128 };
 
+static uint32_t T; /* rows of the prompt */
+static double limit;
 static const de_weights *weights;
 static const de_shape *shape;
 
@@ -112,6 +115,9 @@ static void add(double *h, const double *y)
 static void attention(const de_layer_ref *l, const double *x, double *h)
 {
     const uint32_t Q = shape->q_heads, K = shape->kv_heads, half = shape->rotary_dims / 2;
+    const double stretch = shape->yarn ? shape->yarn_attention_factor : 1;
+    float inv[D / 2];
+    de_rope_frequencies(shape, inv);
     double *qg = rows_of(&l->q, x), *k = rows_of(&l->k, x), *v = rows_of(&l->v, x);
     double *qn = load(&l->q_norm), *kn = load(&l->k_norm),
            *o = calloc((size_t)T * Q * D, sizeof *o);
@@ -120,8 +126,8 @@ static void attention(const de_layer_ref *l, const double *x, double *h)
             double *a = i < Q ? qg + ((size_t)t * Q + i) * 2 * D : k + ((size_t)t * K + i - Q) * D;
             norm(a, a, i < Q ? qn : kn, 1, D, shape->rms_eps);
             for (uint32_t d = 0; d < half; d++) {
-                const double angle = t * pow(shape->rope_theta, -2.0 * d / shape->rotary_dims);
-                const double x0 = a[d], x1 = a[d + half];
+                const double angle = (float)t * inv[d];
+                const double x0 = a[d] * stretch, x1 = a[d + half] * stretch;
                 a[d] = x0 * cos(angle) - x1 * sin(angle);
                 a[d + half] = x1 * cos(angle) + x0 * sin(angle);
             }
@@ -130,7 +136,7 @@ static void attention(const de_layer_ref *l, const double *x, double *h)
         for (uint32_t i = 0; i < Q; i++) {
             const double *q = qg + ((size_t)t * Q + i) * 2 * D;
             const uint32_t g = i / (Q / K);
-            double p[T], max = -INFINITY, sum = 0, *to = o + ((size_t)t * Q + i) * D;
+            double p[MAX_T], max = -INFINITY, sum = 0, *to = o + ((size_t)t * Q + i) * D;
             for (uint32_t s = 0; s <= t; s++) {
                 p[s] = 0;
                 for (uint32_t d = 0; d < D; d++)
@@ -244,13 +250,40 @@ static void experts(const de_layer_ref *l, const double *x, double *h)
     free(w);
 }
 
-static void check(const char *dir)
+/* The relative distance of two rows. */
+static double distance(const float *a, const double *b, uint32_t n)
+{
+    double d = 0, sum = 0;
+    for (uint32_t k = 0; k < n; k++) {
+        d += (a[k] - b[k]) * (a[k] - b[k]);
+        sum += b[k] * b[k];
+    }
+    return sqrt(d / sum);
+}
+
+/* Whether logits of the last row are those of its hidden state (spec 3.1). */
+static void check_logits(const de_binding *b, const double *h, const float *logits)
+{
+    double *w = load(&b->norm), *x = malloc(sizeof *x * shape->hidden);
+    double *y = malloc(sizeof *y * shape->vocab);
+    norm(x, h, w, 1, shape->hidden, shape->rms_eps);
+    linear(&b->head, x, 1, y);
+    const double e = distance(logits, y, shape->vocab);
+    CHECK(e < limit);
+    printf("# logits: %.2g\n", e);
+    free(w);
+    free(x);
+    free(y);
+}
+
+static void check(const char *dir, uint32_t rows, uint64_t seed)
 {
     de_shape s;
     de_weights *w;
     de_binding *b;
     de_model *m;
     delta_error err = { .text = "" };
+    T = rows;
     const de_model_options o = { .threads = 2,
                                  .n_slots = 1,
                                  .n_pages = 4,
@@ -265,14 +298,11 @@ static void check(const char *dir)
     }
     weights = w;
     shape = &s;
-    static uint32_t tokens[T], pos[T][3];
+    static uint32_t tokens[MAX_T], pos[MAX_T][3];
     static const uint32_t pages[] = { 2, 0, 3, 1 };
-    const char *fixed = getenv("TEST_SEED");
-    uint64_t seed = fixed ? strtoull(fixed, NULL, 10) : (uint64_t)time(NULL);
-    printf("# %s TEST_SEED=%llu\n", strrchr(dir, '/') + 1, (unsigned long long)seed);
+    ckv_random r = { seed };
     for (uint32_t i = 0; i < T; i++) {
-        seed = seed * 6364136223846793005u + 1442695040888963407u;
-        tokens[i] = (uint32_t)(seed >> 33) % s.vocab;
+        tokens[i] = ckv_below(&r, s.vocab);
         pos[i][0] = pos[i][1] = pos[i][2] = i;
     }
     const size_t n = (size_t)T * s.hidden;
@@ -302,26 +332,23 @@ static void check(const char *dir)
         x = normed(h, &b->layers[i].post_norm);
         experts(&b->layers[i], x, h);
         free(x);
-        /* row by row: the median does not mind a row whose router was tied within rounding */
+        /* row by row: one row may have a router that is tied within rounding */
         uint32_t far = 0;
         double worst = 0;
         for (uint32_t t = 0; t < T; t++) {
-            double d = 0, sum = 0;
-            for (uint32_t k = 0; k < s.hidden; k++) {
-                const double want = h[(size_t)t * s.hidden + k];
-                const double diff = layers[i][(size_t)t * s.hidden + k] - want;
-                d += diff * diff;
-                sum += want * want;
-            }
-            const double e = sqrt(d / sum);
-            far += !(e < 5e-6);
-            worst = e < 5e-6 && e > worst ? e : worst;
+            const double e =
+                distance(layers[i] + (size_t)t * s.hidden, h + (size_t)t * s.hidden, s.hidden);
+            far += !(e < limit);
+            worst = e < limit && e > worst ? e : worst;
         }
         if (far > 1)
             TAP_FAIL("layer %u: %u of %u rows are off", i, far, T);
         printf("# layer %u (%s): %.2g\n", i,
                s.layer_kind[i] == DE_LAYER_ATTN ? "attention" : "DeltaNet", worst);
     }
+    for (uint32_t k = 0; k < s.hidden; k++)
+        h[k] = captured[s.n_layers * n + (size_t)(T - 1) * s.hidden + k];
+    check_logits(b, h, logits);
     free(h);
     free(captured);
     free(logits);
@@ -330,14 +357,90 @@ static void check(const char *dir)
     de_weights_free(w);
 }
 
-TEST(layers_of_the_demo_model_match_double)
+static uint64_t new_seed(const char *what)
 {
-    check(DEMO_MODEL_DIR);
+    const char *fixed = getenv("TEST_SEED");
+    const uint64_t seed = fixed ? strtoull(fixed, NULL, 10) : (uint64_t)time(NULL);
+    printf("# %s TEST_SEED=%llu\n", what, (unsigned long long)seed);
+    return seed;
 }
 
-TEST(layers_of_other_shapes_match_double)
+TEST(layers_of_the_demo_model_match_double)
 {
-    check(TESTS_DIR "/model/golden/tiny-a"); /* groups of 32, 64 experts */
-    check(TESTS_DIR "/model/golden/tiny-b"); /* groups of 128 */
-    check(TESTS_DIR "/model/golden/tiny-c"); /* one scale a row, 24 experts, top 6 */
+    limit = 5e-6;
+    check(DEMO_MODEL_DIR, MAX_T, new_seed("demo")); /* over two page and chunk borders */
+}
+
+TEST(layers_of_the_golden_models_match_double)
+{
+    const uint64_t seed = new_seed("golden");
+    limit = 5e-6;
+    check(TESTS_DIR "/model/golden/tiny-a", MAX_T, seed); /* groups of 32, 64 experts */
+    check(TESTS_DIR "/model/golden/tiny-b", MAX_T, seed); /* groups of 128 */
+    check(TESTS_DIR "/model/golden/tiny-c", MAX_T, seed); /* one scale a row, 24 experts, top 6 */
+}
+
+/* A model of which everything is drawn: heads, widths, vocabulary, forms and types of the tensors,
+ * scales, layout of the experts, tied head, rotary dims, YaRN, and how long the prompt is. */
+static void check_random(uint64_t seed)
+{
+    ckv_random r = { seed };
+    static const char *const types[] = { "BF16", "F16", "F32" };
+    static const uint32_t groups[] = { 0, 4, 8, 16, UINT32_MAX },
+                          lengths[] = { 1, 2, 3, 5, 63, 64, 65, 127, 129 };
+    static const uint32_t heads[][2] = {
+        { 1, 1 }, { 3, 1 }, { 3, 3 }, { 6, 2 }, { 5, 5 }, { 7, 1 }
+    };
+    static const uint32_t rotary[][4] = { { 8, 2, 1, 1 }, { 64, 11, 11, 10 }, { 256, 44, 42, 42 } };
+    const uint32_t *q = heads[ckv_below(&r, 6)], *v = heads[ckv_below(&r, 6)];
+    const uint32_t *rot = rotary[ckv_below(&r, 3)];
+    const uint32_t T_ = lengths[ckv_below(&r, sizeof lengths / sizeof *lengths)];
+    ck_spec s = ck_small;
+    s.hidden = 16 * (1 + ckv_below(&r, 6));
+    s.vocab = 2 + ckv_below(&r, 200);
+    s.q_heads = q[0], s.kv_heads = q[1], s.v_heads = v[0], s.k_heads = v[1];
+    s.experts = 1 + ckv_below(&r, 12);
+    s.width = 16 * (1 + ckv_below(&r, 4)), s.shared = 16 * (1 + ckv_below(&r, 4));
+    s.form = ckv_below(&r, 3) ? CK_INT8 : CK_FLOAT;
+    s.group = groups[ckv_below(&r, 5)];
+    s.fused = ckv_below(&r, 2) && s.group != UINT32_MAX;
+    s.int8_shared = (int)ckv_below(&r, 2);
+    s.tied = (int)ckv_below(&r, 2);
+    s.dtype = types[ckv_below(&r, 3)], s.small_dtype = types[ckv_below(&r, 3)];
+    const uint32_t all = s.experts < 8 ? s.experts : 8, top_k = 1 + ckv_below(&r, all);
+    const uint32_t yarn = ckv_below(&r, 2);
+    printf("# rows %u, hidden %u, vocab %u, heads %u/%u %u/%u, %u of %u experts of %u and %u, "
+           "%s %u %s %s, fused %d, tied %d, rotary %u, yarn %u\n",
+           T_, s.hidden, s.vocab, s.q_heads, s.kv_heads, s.v_heads, s.k_heads, top_k, s.experts,
+           s.width, s.shared, s.form == CK_INT8 ? "int8" : "float", s.group, s.dtype, s.small_dtype,
+           s.fused, s.tied, rot[0], yarn);
+
+    ck c = { 0 };
+    char from[80], to[160], *config = ck_config(&s);
+    (void)snprintf(from, sizeof from, "_per_tok\":%u", all);
+    (void)snprintf(to, sizeof to, "_per_tok\":%u", top_k);
+    config = ckv_replace(config, from, to);
+    (void)snprintf(to, sizeof to, "factor\":%g,\"mrope_section\":[%u,%u,%u]", rot[0] / 256.0,
+                   rot[1], rot[2], rot[3]);
+    config = ckv_replace(config, "factor\":0.25,\"mrope_section\":[11,11,10]", to);
+    if (yarn)
+        config = ckv_replace(config, "\"rope_type\":\"default\"",
+                             "\"rope_type\":\"yarn\",\"factor\":4.0,"
+                             "\"original_max_position_embeddings\":128");
+    ck_model(&c, &s);
+    if (s.tied)
+        ck_remove(&c, "lm_head.weight");
+    ck_write(&c);
+    ckv_write(&c, config, seed);
+    check(c.dir, T_, seed);
+    free(config);
+    ck_done(&c);
+}
+
+TEST(layers_of_random_models_match_double)
+{
+    const uint64_t seed = new_seed("random");
+    limit = 2e-5; /* a row of 16 may be a small difference of large numbers */
+    for (uint64_t i = 0; i < 12; i++)
+        check_random(seed * 1000 + i);
 }
