@@ -293,8 +293,9 @@ static int allocate_workspace(delta_engine *e, uint32_t n_pages, delta_error *er
     e->events = calloc(n * DE_EVENTS_PER_SESSION, sizeof *e->events);
     e->text = calloc(n, e->text_bytes);
     e->top = calloc(n * DELTA_MAX_TOP_LOGPROBS, sizeof *e->top);
+    e->allowed = calloc(e->info.n_vocab / 32 + 1, sizeof *e->allowed);
     if (!e->by_slot || !e->row_tokens || !e->row_pos || !e->items || !e->of_item || !e->order ||
-        !e->seqs || !e->logits || !e->events || !e->text || !e->top)
+        !e->seqs || !e->logits || !e->events || !e->text || !e->top || !e->allowed)
         return delta_fail(err, DELTA_ENOMEM, "workspace of a step: %llu bytes",
                           (unsigned long long)host_bytes(e));
     return 0;
@@ -358,6 +359,7 @@ void delta_engine_free(delta_engine *e)
     free(e->events);
     free(e->text);
     free(e->top);
+    free(e->allowed);
     free(e);
 }
 

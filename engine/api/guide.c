@@ -84,6 +84,15 @@ static void close_reasoning(de_guide *g)
         force(g, g->tags->after_text, g->tags->n_after_text);
 }
 
+/* What the grammar leaves no choice about. */
+static void force_text(de_guide *g)
+{
+    if (g->matcher && g->at == g->n_queue) {
+        g->n_queue = (uint32_t)delta_matcher_forced(g->matcher, g->queue, DE_FORCED_MAX);
+        g->at = 0;
+    }
+}
+
 /* ---- a generation ---- */
 
 int de_guide_start(de_guide *guide, const de_think_tags *tags, const delta_guide *g,
@@ -97,14 +106,22 @@ int de_guide_start(de_guide *guide, const de_think_tags *tags, const delta_guide
         x.in_reasoning = x.has_budget = true;
         x.budget = g->budget_tokens;
     }
+    if (g && g->grammar) {
+        int r = delta_matcher_new(g->grammar, &x.matcher, err);
+        if (r < 0)
+            return r;
+    }
     *guide = x;
     if (x.has_budget && x.budget == 0)
         close_reasoning(guide);
+    else
+        force_text(guide);
     return 0;
 }
 
 void de_guide_done(de_guide *guide)
 {
+    delta_matcher_free(guide->matcher);
     *guide = (de_guide){ 0 };
 }
 
@@ -116,14 +133,16 @@ bool de_guide_forced(const de_guide *guide, uint32_t *ret_id)
     return true;
 }
 
-void de_guide_took(de_guide *g, uint32_t id, const uint8_t *bytes, size_t len, bool in_character)
+enum delta_mask_kind de_guide_mask(de_guide *g, uint32_t *allowed)
 {
-    if (g->at < g->n_queue) {
-        assert(g->queue[g->at] == id);
-        g->at++;
-    }
-    if (!g->in_reasoning)
-        return;
+    if (!g->matcher)
+        return DELTA_MASK_FREE;
+    return g->is_lost ? DELTA_MASK_DEAD : delta_matcher_mask(g->matcher, allowed);
+}
+
+static void count_reasoning(de_guide *g, uint32_t id, const uint8_t *bytes, size_t len,
+                            bool in_character)
+{
     if ((int64_t)id == g->tags->close_id && !inside_call(g)) {
         g->in_reasoning = false;
         return;
@@ -135,4 +154,17 @@ void de_guide_took(de_guide *g, uint32_t id, const uint8_t *bytes, size_t len, b
     g->n_reasoning++;
     if (g->n_reasoning >= g->budget && g->at == g->n_queue && !in_character && g->call == 0)
         close_reasoning(g);
+}
+
+void de_guide_took(de_guide *g, uint32_t id, const uint8_t *bytes, size_t len, bool in_character)
+{
+    if (g->at < g->n_queue) {
+        assert(g->queue[g->at] == id);
+        g->at++;
+    }
+    if (g->matcher && delta_matcher_accept(g->matcher, &id, 1, NULL, NULL) < 0)
+        g->is_lost = true;
+    if (g->in_reasoning)
+        count_reasoning(g, id, bytes, len, in_character);
+    force_text(g);
 }

@@ -54,6 +54,7 @@ struct delta_engine {
     de_batch_seq *seqs;      /* [max_seqs] */
     float *logits;           /* [max_seqs, n_vocab] */
     de_sample_scratch scratch;
+    uint32_t *allowed;   /* [n_vocab / 32 + 1] the mask of one row */
     delta_event *events; /* [max_sessions * DE_EVENTS_PER_SESSION] */
     size_t n_events;
     char *text; /* [max_sessions, text_bytes]: what the events of a slot's session point to */

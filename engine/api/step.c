@@ -244,6 +244,21 @@ static void take(delta_session *s, const de_drawn *d, const delta_top_logprob *t
         finish(s, DELTA_FINISH_LENGTH, 0, NULL);
 }
 
+/* Is anything allowed besides the ids that stop? */
+static bool leaves_more_than_stops(const delta_session *s, const uint32_t *allowed)
+{
+    uint32_t all = 0, stops = 0;
+    for (uint32_t i = 0; i < s->engine->info.n_vocab / 32 + 1; i++)
+        all += (uint32_t)__builtin_popcount(allowed[i]);
+    for (uint32_t i = 0; i < s->n_stop_ids; i++) {
+        bool again = false; /* a requested id may be the model's own, too */
+        for (uint32_t k = 0; k < i; k++)
+            again |= s->stop_ids[k] == s->stop_ids[i];
+        stops += !again && allowed[s->stop_ids[i] / 32] >> (s->stop_ids[i] % 32) & 1;
+    }
+    return all > stops;
+}
+
 /* One token from the logits of the last one, which are changed, and those that must follow it. */
 static void sample(delta_session *s, float *logits)
 {
@@ -252,11 +267,21 @@ static void sample(delta_session *s, float *logits)
     de_top found[DELTA_MAX_TOP_LOGPROBS];
     de_drawn d;
     delta_error error = { 0 };
-    const bool barred = s->n_generated < s->min_tokens;
-    uint32_t id;
+    bool barred = s->n_generated < s->min_tokens;
+    uint32_t id = 0;
     s->has_logits = false;
     const bool forced = de_guide_forced(&s->guide, &id);
+    const enum delta_mask_kind kind =
+        forced ? DELTA_MASK_FREE : de_guide_mask(&s->guide, e->allowed);
+    if (kind == DELTA_MASK_DEAD) {
+        (void)delta_fail(&error, DELTA_EINTERNAL, "the grammar leaves no token to go on with");
+        finish(s, DELTA_FINISH_ERROR, 0, &error);
+        return;
+    }
+    if (kind == DELTA_MASK_SET && barred)
+        barred = leaves_more_than_stops(s, e->allowed);
     const de_choice choice = { .mask = &e->mask,
+                               .allowed = kind == DELTA_MASK_SET ? e->allowed : NULL,
                                .barred = s->stop_ids,
                                .n_barred = barred ? s->n_stop_ids : 0,
                                .forced = forced ? &id : NULL };

@@ -120,6 +120,8 @@ static void mask_out(const de_sampler *s, const de_choice *c, float *logits)
     }
     for (uint32_t i = 0; i < c->n_barred; i++)
         logits[c->barred[i]] = -INFINITY;
+    for (uint32_t i = 0; c->allowed && i < m->n_vocab; i++)
+        logits[i] = c->allowed[i / 32] >> (i % 32) & 1 ? logits[i] : -INFINITY;
 }
 
 /* ---- selection ---- */

@@ -75,7 +75,8 @@ typedef struct de_choice {
     const de_vocab_mask *mask;
     const uint32_t *barred; /* ids that may not come now (stop ids before min_tokens) */
     uint32_t n_barred;
-    const uint32_t *forced; /* the one that comes, whatever the logits say; or NULL */
+    const uint32_t *allowed; /* one bit an id [n_vocab / 32, rounded up], or NULL: all */
+    const uint32_t *forced;  /* the one that comes, whatever the logits say; or NULL */
 } de_choice;
 
 /* Draws the token at `position` and counts it. logits [n_vocab] are changed. top has room for

@@ -25,6 +25,7 @@
 #include <stdint.h>
 
 #include "delta/engine.h"
+#include "delta/grammar.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -67,10 +68,16 @@ typedef struct delta_guide {
      * inside a character or an opened call. Nothing happens without `thinking`. */
     bool has_budget;
     uint32_t budget_tokens;
+    /* What the turn may be, or NULL; a reference is taken. Tokens that only one text can go on with
+     * come without a draw, several in one step where no log probabilities are asked for. min_tokens
+     * does not hold where the grammar leaves nothing but the end. */
+    delta_grammar *grammar;
 } delta_guide;
 
 /* For the next delta_session_generate() alone; NULL takes back what was said. The struct is copied.
+ * A generation whose grammar leaves no token ends with ERROR.
  *   DELTA_ESTATE        a generation runs
+ *   DELTA_ENOMEM        the grammar's place
  *   DELTA_EUNSUPPORTED  a budget, and the tokenizer has no </think> */
 int delta_session_guide(delta_session *s, const delta_guide *g, delta_error *err);
 
