@@ -216,11 +216,13 @@ static bool is_tool_name(const char *s)
     return n > 0 && n <= 64 && !s[n];
 }
 
-static int take_tool(de_arena *a, const pb_tool *t, const char *at, delta_str *to, dd_status *st)
+static int take_tool(de_arena *a, const pb_tool *t, const char *at, delta_str *to, bool *ret_strict,
+                     dd_status *st)
 {
     char path[96];
     delta_error err;
     de_json *v;
+    *ret_strict = t->strict;
     if (t->openai_json[0]) {
         (void)snprintf(path, sizeof path, "%s.openai_json", at);
         if (de_json_parse(a, t->openai_json, strlen(t->openai_json), &v, &err) < 0)
@@ -231,6 +233,8 @@ static int take_tool(de_arena *a, const pb_tool *t, const char *at, delta_str *t
             return invalid(st, path, "there is no name of [A-Za-z0-9_.-], at most 64 bytes");
         if (t->name[0] || t->description[0] || t->parameters_json_schema[0])
             return invalid(st, path, "name, description and parameters stay empty beside it");
+        const de_json *strict = de_json_get(f ? f : v, "strict");
+        *ret_strict = t->strict || (strict && strict->kind == DE_JSON_TRUE);
         *to = str(t->openai_json);
         return 0;
     }
@@ -267,15 +271,14 @@ static int take_tools(dd_request *r, pb_tool **t, size_t n, dd_status *st)
         return -1;
     r->tools = de_arena_array(&r->arena, n, sizeof *r->tools);
     r->packed_tools = de_arena_array(&r->arena, n, sizeof *r->packed_tools);
-    if (!r->tools || !r->packed_tools)
+    r->tool_strict = de_arena_array(&r->arena, n, sizeof *r->tool_strict);
+    if (!r->tools || !r->packed_tools || !r->tool_strict)
         return no_memory(st);
     r->n_tools = n;
     for (size_t i = 0; i < n; i++) {
         char at[32];
         (void)snprintf(at, sizeof at, "tools[%zu]", i);
-        if (t[i]->strict)
-            return later(st, "tools.strict");
-        if (take_tool(&r->arena, t[i], at, &r->tools[i], st) < 0)
+        if (take_tool(&r->arena, t[i], at, &r->tools[i], &r->tool_strict[i], st) < 0)
             return -1;
         r->packed_tools[i] = pack_into(&r->arena, &t[i]->base);
         if (!r->packed_tools[i].data && r->packed_tools[i].len)
@@ -284,27 +287,129 @@ static int take_tools(dd_request *r, pb_tool **t, size_t n, dd_status *st)
     return 0;
 }
 
-static int take_tool_choice(dd_request *r, const Deltad__V1__ToolChoice *c, dd_status *st)
+delta_str dd_request_tool_name(dd_request *r, size_t tool)
 {
-    r->tool_mode = DELTA_TOOLS_AUTO;
-    if (!c || c->choice_case == DELTAD__V1__TOOL_CHOICE__CHOICE__NOT_SET)
-        return 0;
-    if (c->choice_case == DELTAD__V1__TOOL_CHOICE__CHOICE_NAME)
-        return later(st, "tool_choice.name");
-    if (c->choice_case == DELTAD__V1__TOOL_CHOICE__CHOICE_ALLOWED)
-        return later(st, "tool_choice.allowed");
-    switch (c->mode) {
+    de_json *v;
+    const delta_str text = r->tools[tool];
+    if (de_json_parse(&r->arena, text.p, text.len, &v, NULL) < 0)
+        return (delta_str){ 0 };
+    const de_json *f = de_json_get(v, "function");
+    const de_json *name = de_json_get(f ? f : v, "name");
+    return name && name->kind == DE_JSON_STRING ? (delta_str){ name->text, name->n }
+                                                : (delta_str){ 0 };
+}
+
+static bool is_declared(dd_request *r, const char *name)
+{
+    for (size_t i = 0; i < r->n_tools; i++) {
+        const delta_str s = dd_request_tool_name(r, i);
+        if (s.len == strlen(name) && memcmp(s.p, name, s.len) == 0)
+            return true;
+    }
+    return false;
+}
+
+static int take_tool_names(dd_request *r, const char *path, char **names, size_t n, dd_status *st)
+{
+    if (in_range(R_N_TOOLS, (double)n, st) < 0)
+        return -1;
+    r->tool_names = de_arena_array(&r->arena, n, sizeof *r->tool_names);
+    if (!r->tool_names)
+        return no_memory(st);
+    for (size_t i = 0; i < n; i++)
+        r->tool_names[i] = str(names[i]);
+    r->n_tool_names = n;
+    return n ? 0 : invalid(st, path, "no tool is named");
+}
+
+static int take_tool_mode(dd_request *r, const char *path, int mode, dd_status *st)
+{
+    switch (mode) {
     case DELTAD__V1__TOOL_CHOICE__MODE__MODE_UNSPECIFIED:
     case DELTAD__V1__TOOL_CHOICE__MODE__MODE_AUTO:
+        r->tool_mode = DELTA_TOOLS_AUTO;
         return 0;
     case DELTAD__V1__TOOL_CHOICE__MODE__MODE_NONE:
         r->tool_mode = DELTA_TOOLS_NONE;
         return 0;
     case DELTAD__V1__TOOL_CHOICE__MODE__MODE_REQUIRED:
-        return later(st, "tool_choice.mode");
+        r->tool_mode = DELTA_TOOLS_REQUIRED;
+        return 0;
     default:
-        return invalid(st, "tool_choice.mode", "%d is not a mode", (int)c->mode);
+        return invalid(st, path, "%d is not a mode", mode);
     }
+}
+
+static int take_tool_choice(dd_request *r, const Deltad__V1__ToolChoice *c, dd_status *st)
+{
+    r->tool_mode = DELTA_TOOLS_AUTO;
+    if (!c)
+        return 0;
+    switch (c->choice_case) {
+    case DELTAD__V1__TOOL_CHOICE__CHOICE__NOT_SET:
+    case _DELTAD__V1__TOOL_CHOICE__CHOICE__CASE_IS_INT_SIZE:
+        return 0;
+    case DELTAD__V1__TOOL_CHOICE__CHOICE_NAME:
+        r->tool_mode = DELTA_TOOLS_REQUIRED;
+        r->tool_is_named = true;
+        return take_tool_names(r, "tool_choice.name", (char *[]){ c->name }, 1, st);
+    case DELTAD__V1__TOOL_CHOICE__CHOICE_ALLOWED:
+        if (take_tool_mode(r, "tool_choice.allowed.mode", (int)c->allowed->mode, st) < 0)
+            return -1;
+        return take_tool_names(r, "tool_choice.allowed.names", c->allowed->names,
+                               c->allowed->n_names, st);
+    case DELTAD__V1__TOOL_CHOICE__CHOICE_MODE:
+        break;
+    }
+    return take_tool_mode(r, "tool_choice.mode", (int)c->mode, st);
+}
+
+int dd_request_tools_check(dd_request *r, dd_status *st)
+{
+    for (size_t i = 0; i < r->n_tool_names; i++) {
+        char path[48] = "tool_choice.name";
+        if (!r->tool_is_named)
+            (void)snprintf(path, sizeof path, "tool_choice.allowed.names[%zu]", i);
+        if (!is_declared(r, r->tool_names[i].p))
+            return invalid(st, path, "there is no tool \"%.64s\"", r->tool_names[i].p);
+    }
+    if (r->tool_mode == DELTA_TOOLS_REQUIRED && r->n_tools == 0)
+        return invalid(st, "tool_choice", "a call is required and there are no tools");
+    return 0;
+}
+
+static int take_format(dd_request *r, const Deltad__V1__OutputFormat *f, dd_status *st)
+{
+    switch (f->format_case) {
+    case DELTAD__V1__OUTPUT_FORMAT__FORMAT__NOT_SET:
+    case _DELTAD__V1__OUTPUT_FORMAT__FORMAT__CASE_IS_INT_SIZE:
+        return 0;
+    case DELTAD__V1__OUTPUT_FORMAT__FORMAT_JSON_SCHEMA:
+        r->format = DD_FORMAT_JSON_SCHEMA;
+        r->format_text = str(f->json_schema);
+        return 0;
+    case DELTAD__V1__OUTPUT_FORMAT__FORMAT_JSON_OBJECT:
+        r->format = f->json_object ? DD_FORMAT_JSON_OBJECT : DD_FORMAT_NONE;
+        return 0;
+    case DELTAD__V1__OUTPUT_FORMAT__FORMAT_REGEX:
+        r->format = DD_FORMAT_REGEX;
+        r->format_text = str(f->regex);
+        return 0;
+    case DELTAD__V1__OUTPUT_FORMAT__FORMAT_GRAMMAR:
+        r->format = DD_FORMAT_GRAMMAR;
+        r->format_text = str(f->grammar);
+        return 0;
+    case DELTAD__V1__OUTPUT_FORMAT__FORMAT_CHOICE:
+        break;
+    }
+    r->format = DD_FORMAT_CHOICE;
+    r->n_format_choices = f->choice->n_choices;
+    r->format_choices = de_arena_array(&r->arena, r->n_format_choices, sizeof *r->format_choices);
+    if (!r->format_choices)
+        return no_memory(st);
+    for (size_t i = 0; i < r->n_format_choices; i++)
+        r->format_choices[i] = str(f->choice->choices[i]);
+    return r->n_format_choices ? 0 : invalid(st, "format.choice.choices", "there are none");
 }
 
 static int take_reasoning(dd_request *r, const Deltad__V1__Reasoning *g, dd_status *st)
@@ -433,8 +538,8 @@ static int take_common(dd_request *r, const Deltad__V1__OutputFormat *format, bo
                        const Deltad__V1__Scheduling *g, const Deltad__V1__Include *include,
                        size_t n_include, dd_status *st)
 {
-    if (format && format->format_case)
-        return later(st, "format");
+    if (format && take_format(r, format, st) < 0)
+        return -1;
     if (has_n && n == 0)
         return invalid(st, "n", "0 is not in [1, 1]");
     if (has_n && n > 1)
@@ -489,8 +594,7 @@ static int take_chat(dd_request *r, const pb_chat *c, dd_status *st)
         return later(st, "idempotency_key");
     if (c->detach)
         return later(st, "detach");
-    if (c->parallel_tool_calls_opt_case && !c->parallel_tool_calls)
-        return later(st, "parallel_tool_calls");
+    r->one_call = c->parallel_tool_calls_opt_case && !c->parallel_tool_calls;
     if (c->expect_generation_opt_case) {
         if (!c->session_id[0])
             return invalid(st, "expect_generation", "there is no session_id");
@@ -728,11 +832,12 @@ int dd_codec_message(dd_request *r, dd_bytes packed, delta_message *ret_m, dd_st
     return m ? take_message(&r->arena, m, "messages", ret_m, st) : no_memory(st);
 }
 
-int dd_codec_tool(dd_request *r, dd_bytes packed, delta_str *ret_json, dd_status *st)
+int dd_codec_tool(dd_request *r, dd_bytes packed, delta_str *ret_json, bool *ret_strict,
+                  dd_status *st)
 {
     const pb_tool *t = (const void *)dd_wire_unpack_own(&deltad__v1__tool__descriptor, &r->arena,
                                                         packed.data, packed.len);
-    return t ? take_tool(&r->arena, t, "tools", ret_json, st) : no_memory(st);
+    return t ? take_tool(&r->arena, t, "tools", ret_json, ret_strict, st) : no_memory(st);
 }
 
 /* ---- to the wire */

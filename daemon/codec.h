@@ -16,6 +16,15 @@
 #include "daemon/rpc.h"
 #include "delta/delta.h"
 
+enum dd_format {
+    DD_FORMAT_NONE,
+    DD_FORMAT_JSON_SCHEMA,
+    DD_FORMAT_JSON_OBJECT,
+    DD_FORMAT_REGEX,
+    DD_FORMAT_GRAMMAR,
+    DD_FORMAT_CHOICE,
+};
+
 typedef struct dd_request {
     de_arena arena;
     const char *request_id, *session_id, *name; /* "" if absent */
@@ -28,6 +37,15 @@ typedef struct dd_request {
     dd_bytes *packed_tools;
     size_t n_tools;
     enum delta_tool_mode tool_mode;
+    bool tool_is_named;    /* tool_choice.name: tool_names[0], once */
+    delta_str *tool_names; /* tool_choice.allowed or name: the tools that may be called; n 0: all */
+    size_t n_tool_names;
+    bool *tool_strict; /* [n_tools] held to its schema also when the choice is the model's */
+    bool one_call;     /* parallel_tool_calls is false */
+    enum dd_format format;
+    delta_str format_text;     /* schema, regex or grammar */
+    delta_str *format_choices; /* DD_FORMAT_CHOICE */
+    size_t n_format_choices;
     bool has_thinking, thinking; /* thinking: true if absent */
     bool has_budget;             /* of reasoning */
     uint32_t budget_tokens;
@@ -76,7 +94,12 @@ int dd_request_sampling(dd_request *r, const delta_engine_info *info, dd_status 
 void dd_request_done(dd_request *r);
 /* A message of a transcript, into the arena of r. */
 int dd_codec_message(dd_request *r, dd_bytes packed, delta_message *ret_m, dd_status *st);
-int dd_codec_tool(dd_request *r, dd_bytes packed, delta_str *ret_json, dd_status *st);
+int dd_codec_tool(dd_request *r, dd_bytes packed, delta_str *ret_json, bool *ret_strict,
+                  dd_status *st);
+/* The name of a tool as it was declared, "" if there is none. */
+delta_str dd_request_tool_name(dd_request *r, size_t tool);
+/* After the tools are known, a session's too: what tool_choice names is declared. */
+int dd_request_tools_check(dd_request *r, dd_status *st);
 
 /* ---- events */
 

@@ -54,6 +54,7 @@ static void live_free(dd_live *l)
     dd_live_done(l);
     if (!l->session)
         dd_timeline_free(l->timeline);
+    delta_grammar_free(l->grammar);
     free(l->ids);
     dd_request_done(&l->req);
     free(l);
@@ -320,7 +321,8 @@ static int launch(dd_live *l, dd_status *st)
         l->in_reasoning = l->method == DD_M_CHAT && q->thinking;
         l->guide = (delta_guide){ .thinking = l->in_reasoning,
                                   .has_budget = q->has_budget,
-                                  .budget_tokens = q->budget_tokens };
+                                  .budget_tokens = q->budget_tokens,
+                                  .grammar = l->grammar };
         l->think_end = delta_tokenizer_added_id(dd_engine_tokenizer(s->engine), "</think>");
     }
     uint32_t ctx = n + (generates ? q->stopping.max_tokens : 0);
@@ -459,7 +461,7 @@ void dd_live_start(dd_service *s, dd_rpc *r, enum dd_method_id m, const uint8_t 
     if (l->req.max_wall_ns)
         l->wall_until_ns = dd_after_ns(l->arrived_ns, l->req.max_wall_ns);
     l->work.data = l;
-    if (dd_request_text_bytes(&l->req) >= DD_INLINE_BYTES &&
+    if ((dd_request_text_bytes(&l->req) >= DD_INLINE_BYTES || dd_request_is_constrained(&l->req)) &&
         uv_queue_work(s->o.loop, &l->work, on_prepare, on_prepared) == 0) {
         l->is_preparing = true;
         dd_live_timer(s);

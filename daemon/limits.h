@@ -20,6 +20,8 @@ enum {
     DD_WATCHERS = 1024,             /* Health.Watch calls */
     DD_SESSION_MESSAGES = 1 << 16,  /* of one named session */
     DD_SESSION_BYTES = 64 << 20,    /* its transcript and tools */
+    DD_GRAMMARS = 64,               /* compiled grammars kept for the next request */
+    DD_GRAMMAR_BYTES = 256 << 20,   /* and their bytes, masks included */
 };
 
 #endif

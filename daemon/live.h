@@ -13,6 +13,7 @@
 #include "base/json.h"
 #include "daemon/codec.h"
 #include "daemon/engine_thread.h"
+#include "daemon/grammars.h"
 #include "daemon/limits.h"
 #include "daemon/recall.h"
 #include "daemon/service.h"
@@ -48,6 +49,7 @@ struct dd_service {
     bool is_ready, is_faulty, is_freed;
     dd_engine *engine;
     dd_recall *recall;
+    dd_grammars *grammars;
     uv_timer_t timer;       /* the earliest of all time limits */
     uv_timer_t drain_timer; /* tells of the drain from a clean stack */
     uint32_t n_closing;
@@ -137,6 +139,7 @@ struct dd_live {
     uv_work_t work;     /* dd_prepare() on a worker */
     dd_status prepared; /* of it */
     int prepare_result;
+    delta_grammar *grammar; /* what the answer is held to, or NULL */
     delta_guide guide;
     delta_output *parser;
     dd_call *calls;
@@ -195,7 +198,7 @@ void dd_live_done(dd_live *l); /* frees what is in it */
 
 /* prepare.c: begin on the loop, the others on any thread */
 int dd_prepare_begin(dd_live *l, dd_status *st);
-/* l->ids, and for a Chat l->parser. 0, or -1 and *st. */
+/* l->ids, l->grammar, and for a Chat l->parser. 0, or -1 and *st. */
 int dd_prepare(dd_live *l, dd_status *st);
 /* Renders messages and tools of r as the turn has it, and tokenises. */
 int dd_render(const dd_service *s, const dd_request *r, const dd_turn *turn, bool prompt,
@@ -204,6 +207,7 @@ int dd_parser_new(const dd_service *s, const dd_request *q, delta_output **ret_p
 size_t dd_request_text_bytes(const dd_request *q); /* about what there is to do */
 /* Answers that came from here, told by their calls' ids, get the text they were sampled as. The loop. */
 int dd_request_recall(dd_service *s, uint32_t uid, dd_request *q, dd_status *st);
+bool dd_request_is_constrained(const dd_request *q);
 void dd_status_of_error(dd_status *st, const delta_error *err, const char *field);
 
 /* texts.c */

@@ -119,6 +119,100 @@ static int end_last_turn(dd_live *l, dd_status *st)
     return 0;
 }
 
+/* ---- what the answer is held to */
+
+static bool has_calls(const dd_request *q)
+{
+    return q->tool_mode != DELTA_TOOLS_NONE && q->n_tools > 0;
+}
+
+bool dd_request_is_constrained(const dd_request *q)
+{
+    bool is_strict = false;
+    for (size_t i = 0; i < q->n_tools; i++)
+        is_strict |= q->tool_strict[i];
+    return q->format != DD_FORMAT_NONE ||
+           (has_calls(q) &&
+            (q->tool_mode == DELTA_TOOLS_REQUIRED || q->n_tool_names || q->one_call || is_strict));
+}
+
+/* The tools as the grammar shall see them: one whose arguments are the model's affair has a name
+ * only. NULL: no memory. */
+static delta_str *held_tools(dd_request *q)
+{
+    delta_str *list = de_arena_array(&q->arena, q->n_tools, sizeof *list);
+    for (size_t i = 0; list && i < q->n_tools; i++) {
+        list[i] = q->tools[i];
+        if (q->tool_mode == DELTA_TOOLS_REQUIRED || q->tool_strict[i])
+            continue;
+        const delta_str name = dd_request_tool_name(q, i);
+        de_text t = { 0 };
+        de_text_puts(&t, "{\"type\":\"function\",\"function\":{\"name\":");
+        de_json_write_string(&t, name.p ? name.p : "", name.len);
+        de_text_puts(&t, "}}");
+        char *copy = t.failed ? NULL : de_arena_strndup(&q->arena, t.p, t.len);
+        list[i] = (delta_str){ copy, t.len };
+        de_text_done(&t);
+        if (!copy)
+            return NULL;
+    }
+    return list;
+}
+
+static int constrain(dd_live *l, dd_status *st)
+{
+    static const enum delta_content_form forms[] = {
+        [DD_FORMAT_NONE] = DELTA_CONTENT_FREE,
+        [DD_FORMAT_JSON_SCHEMA] = DELTA_CONTENT_SCHEMA,
+        [DD_FORMAT_JSON_OBJECT] = DELTA_CONTENT_JSON,
+        [DD_FORMAT_REGEX] = DELTA_CONTENT_REGEX,
+        [DD_FORMAT_GRAMMAR] = DELTA_CONTENT_GRAMMAR,
+        [DD_FORMAT_CHOICE] = DELTA_CONTENT_CHOICE,
+    };
+    dd_request *q = &l->req;
+    delta_error err = { 0 };
+    delta_grammar_spec spec = { .thinking = l->method == DD_M_CHAT && q->thinking,
+                                .calls_in_reasoning = l->s->o.config->policy.calls_in_reasoning,
+                                .content = forms[q->format],
+                                .text = q->format_text,
+                                .choices = q->format_choices,
+                                .n_choices = q->n_format_choices };
+    if (q->stopping.ignore_eos) {
+        dd_status_set(st, DD_INVALID_ARGUMENT, "FIELD_INVALID",
+                      "stopping.ignore_eos: a constrained answer ends where its grammar does");
+        (void)snprintf(st->field, sizeof st->field, "stopping.ignore_eos");
+        return -1;
+    }
+    if (has_calls(q) && q->format != DD_FORMAT_NONE) {
+        dd_status_set(st, DD_UNIMPLEMENTED, "NOT_IMPLEMENTED",
+                      "format together with tools that may be called (tool_choice is not NONE) is "
+                      "not implemented in this version");
+        (void)snprintf(st->field, sizeof st->field, "format");
+        return -1;
+    }
+    if (has_calls(q)) {
+        spec.calls = q->tool_mode == DELTA_TOOLS_REQUIRED ? DELTA_CALLS_REQUIRED : DELTA_CALLS_AUTO;
+        spec.tools_json = held_tools(q);
+        spec.n_tools = q->n_tools;
+        spec.allowed = q->tool_names;
+        spec.n_allowed = q->n_tool_names;
+        spec.parallel = !q->one_call && !q->tool_is_named;
+        if (!spec.tools_json) {
+            dd_status_set(st, DD_RESOURCE_EXHAUSTED, "OUT_OF_MEMORY", "no memory for the tools");
+            return -1;
+        }
+    }
+    int e = dd_grammars_get(l->s->grammars, l->s->engine, &spec, &l->grammar, &err);
+    if (e == DELTA_EUNSUPPORTED) {
+        dd_status_set(st, DD_INVALID_ARGUMENT, "SCHEMA_UNSUPPORTED", "%s", err.text);
+        (void)snprintf(st->field, sizeof st->field, "%s", spec.n_tools ? "tools" : "format");
+    } else if (e < 0) {
+        err.code = e;
+        dd_status_of_error(st, &err, spec.n_tools ? "tools" : "format");
+    }
+    return e;
+}
+
 static int prepare_generate(dd_live *l, dd_status *st)
 {
     const dd_request *q = &l->req;
@@ -169,7 +263,7 @@ int dd_prepare_begin(dd_live *l, dd_status *st)
         return 0;
     if ((q->session_id[0] || l->method != DD_M_CHAT) && dd_session_begin(l, st) < 0)
         return -1;
-    if (dd_request_recall(l->s, l->uid, &l->req, st) < 0)
+    if (dd_request_tools_check(&l->req, st) < 0 || dd_request_recall(l->s, l->uid, &l->req, st) < 0)
         return -1;
     l->turn.leaves_open = l->method != DD_M_CHAT && q->n_messages &&
                           q->messages[q->n_messages - 1].role == DELTA_ROLE_TOOL;
@@ -181,6 +275,9 @@ int dd_prepare(dd_live *l, dd_status *st)
 {
     const bool chat = l->method == DD_M_CHAT;
     delta_rendered text = { 0 };
+    if ((chat || l->method == DD_M_GENERATE) && dd_request_is_constrained(&l->req) &&
+        constrain(l, st) < 0)
+        return -1;
     if (l->method == DD_M_GENERATE)
         return prepare_generate(l, st);
     if (chat && dd_parser_new(l->s, &l->req, &l->parser, st) < 0)

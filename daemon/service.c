@@ -381,6 +381,11 @@ int dd_service_new(const dd_service_options *o, dd_service **ret_s, delta_error 
     dd_service *s = calloc(1, sizeof *s);
     if (!s)
         return delta_fail(err, DELTA_ENOMEM, "service: %zu bytes", sizeof *s);
+    s->grammars = dd_grammars_new();
+    if (!s->grammars) {
+        free(s);
+        return delta_fail(err, DELTA_ENOMEM, "cache of grammars");
+    }
     s->o = *o;
     s->phase = DD_LOADING;
     s->started_ns = de_now_ns();
@@ -436,6 +441,7 @@ void dd_service_free(dd_service *s)
     dd_sessions_free(s);
     dd_engine_free(s->engine);
     dd_recall_free(s->recall);
+    dd_grammars_free(s->grammars);
     s->n_closing = 2;
     uv_close((uv_handle_t *)&s->timer, on_closed);
     uv_close((uv_handle_t *)&s->drain_timer, on_closed);

@@ -208,11 +208,14 @@ int dd_session_begin(dd_live *l, dd_status *st)
     }
     if (q->n_messages)
         memcpy(all + old, q->messages, q->n_messages * sizeof *all);
-    q->arena.limit += n * sizeof *all + 64 + x->n_tools * sizeof *q->tools + 64;
+    q->arena.limit +=
+        n * sizeof *all + 64 + x->n_tools * (sizeof *q->tools + sizeof *q->tool_strict) + 128;
     q->messages = de_arena_array(&q->arena, n, sizeof *all);
     q->tools = l->method == DD_M_CREATE ? q->tools
                                         : de_arena_array(&q->arena, x->n_tools, sizeof *q->tools);
-    if (!q->messages || !q->tools)
+    if (l->method != DD_M_CREATE)
+        q->tool_strict = de_arena_array(&q->arena, x->n_tools, sizeof *q->tool_strict);
+    if (!q->messages || !q->tools || !q->tool_strict)
         r = out_of_memory(st);
     else if (n)
         memcpy(q->messages, all, n * sizeof *all);
@@ -220,7 +223,7 @@ int dd_session_begin(dd_live *l, dd_status *st)
     q->n_messages = n;
     if (l->method != DD_M_CREATE) {
         for (size_t i = 0; r == 0 && i < x->n_tools; i++)
-            r = dd_codec_tool(q, x->tools[i], &q->tools[i], st);
+            r = dd_codec_tool(q, x->tools[i], &q->tools[i], &q->tool_strict[i], st);
         q->n_tools = x->n_tools;
     }
     /* Reasoning that is in the timeline cannot be left out of it, nor put back. */

@@ -140,13 +140,51 @@ TEST(what_this_version_lacks_is_refused_by_name)
     dd_wire_put_varint(&o, 19, 1);
     expect(DD_REQ_CHAT, &o, DD_UNIMPLEMENTED, "NOT_IMPLEMENTED", "detach");
     o = chat("x", 1);
-    dd_wire_put_bytes(&inner, 1, "{}", 2);
+    dd_wire_put_varint(&inner, 2, 1);
+    put_message(&o, 15, &inner);
+    expect(DD_REQ_CHAT, &o, DD_UNIMPLEMENTED, "NOT_IMPLEMENTED", "cache");
+}
+
+TEST(what_the_answer_is_held_to)
+{
+    dd_wire_out inner = { 0 }, allowed = { 0 }, choices = { 0 }, o = chat("x", 1);
+    dd_wire_put_bytes(&inner, 3, "a+", 2);
     put_message(&o, 12, &inner);
-    expect(DD_REQ_CHAT, &o, DD_UNIMPLEMENTED, "NOT_IMPLEMENTED", "format");
+    CHECK_EQ(decode(DD_REQ_CHAT, o.data, o.len), 0);
+    CHECK_EQ(r.format, DD_FORMAT_REGEX);
+    CHECK(r.format_text.len == 2 && memcmp(r.format_text.p, "a+", 2) == 0);
+    dd_request_done(&r);
     o = chat("x", 1);
-    dd_wire_put_varint(&inner, 1, 3);
+    dd_wire_put_bytes(&choices, 1, "yes", 3);
+    dd_wire_put_bytes(&choices, 1, "no", 2);
+    put_message(&inner, 5, &choices);
+    put_message(&o, 12, &inner);
+    CHECK_EQ(decode(DD_REQ_CHAT, o.data, o.len), 0);
+    CHECK_EQ(r.format, DD_FORMAT_CHOICE);
+    CHECK_EQ(r.n_format_choices, 2);
+    dd_request_done(&r);
+    o = chat("x", 1);
+    put_message(&inner, 5, &choices);
+    put_message(&o, 12, &inner);
+    expect(DD_REQ_CHAT, &o, DD_INVALID_ARGUMENT, "FIELD_INVALID", "format.choice.choices");
+    o = chat("x", 1);
+    dd_wire_put_varint(&inner, 1, 9);
     put_message(&o, 7, &inner);
-    expect(DD_REQ_CHAT, &o, DD_UNIMPLEMENTED, "NOT_IMPLEMENTED", "tool_choice.mode");
+    expect(DD_REQ_CHAT, &o, DD_INVALID_ARGUMENT, "FIELD_INVALID", "tool_choice.mode");
+    o = chat("x", 1);
+    dd_wire_put_varint(&allowed, 1, 3);
+    dd_wire_put_bytes(&allowed, 2, "f", 1);
+    put_message(&inner, 3, &allowed);
+    put_message(&o, 7, &inner);
+    CHECK_EQ(decode(DD_REQ_CHAT, o.data, o.len), 0);
+    CHECK(r.tool_mode == DELTA_TOOLS_REQUIRED && !r.tool_is_named && r.n_tool_names == 1);
+    CHECK_EQ(dd_request_tools_check(&r, &st), -1);
+    CHECK_STR(st.field, "tool_choice.allowed.names[0]");
+    dd_request_done(&r);
+    o = chat("x", 1);
+    put_message(&inner, 3, &allowed);
+    put_message(&o, 7, &inner);
+    expect(DD_REQ_CHAT, &o, DD_INVALID_ARGUMENT, "FIELD_INVALID", "tool_choice.allowed.names");
 }
 
 TEST(template_kwargs_are_three_and_no_more)
