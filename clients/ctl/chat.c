@@ -130,6 +130,13 @@ static int ask(chat *ch, Deltad__V1__ChatRequest *q, answer *a)
     q->sampling = &ch->generation.sampling;
     q->stopping = &ch->generation.stopping;
     q->reasoning = &ch->reasoning;
+    q->format = ch->generation.format.format_case ? &ch->generation.format : NULL;
+    q->tool_choice = ch->generation.tool_choice.choice_case ? &ch->generation.tool_choice : NULL;
+    if (ch->generation.has_budget) {
+        ch->reasoning.budget_tokens_opt_case =
+            DELTAD__V1__REASONING__BUDGET_TOKENS_OPT_BUDGET_TOKENS;
+        ch->reasoning.budget_tokens = ch->generation.budget;
+    }
     int code = ctl_connect(c);
     if (code)
         return code;
@@ -369,7 +376,7 @@ int ctl_chat(ctl *c, int argc, char **argv)
     size_t n = 0;
     const char *prompt = NULL, *session = NULL;
     int code = 0;
-    ctl_generation_init(&ch.generation);
+    ctl_generation_init(&ch.generation, c, true);
     deltad__v1__reasoning__init(&ch.reasoning);
     ch.show_thinking = c->color;
     for (int i = 1; i < argc && code == 0; i++) {

@@ -16,7 +16,7 @@ static void print_text(const char *s)
 int ctl_generate(ctl *c, int argc, char **argv)
 {
     ctl_generation g = { 0 };
-    ctl_generation_init(&g);
+    ctl_generation_init(&g, c, false);
     char *prompt = NULL;
     int code = 0;
     for (int i = 1; i < argc && code == 0; i++) {
@@ -37,6 +37,7 @@ int ctl_generate(ctl *c, int argc, char **argv)
     q.text = prompt;
     q.sampling = &g.sampling;
     q.stopping = &g.stopping;
+    q.format = g.format.format_case ? &g.format : NULL;
     dc_call *call;
     dc_status st;
     ProtobufCMessage *m;

@@ -61,14 +61,23 @@ char *ctl_strdup(ctl *c, const char *s);
 bool ctl_parse_u64(const char *s, uint64_t max, uint64_t *ret);
 bool ctl_parse_float(const char *s, float *ret);
 
-/* Sampling and stopping flags, shared by chat and generate. Looks at argv[*i]; true if it was
- * one (and *i is at its last word), with *ret_code set if its value is bad. */
+/* Flags of chat and generate: sampling, stopping, the form of the answer; and of chat alone: tool
+ * choice and budget. Looks at argv[*i]; true if it was one (and *i is at its last word), with
+ * *ret_code set if its value is bad. */
 typedef struct ctl_generation {
+    ctl *c;
+    bool is_chat;
+    Deltad__V1__OutputFormat format; /* not set: NULL in the request */
+    Deltad__V1__OutputFormat__Choices choices;
+    char *choice[64];
+    Deltad__V1__ToolChoice tool_choice;
+    bool has_budget;
+    uint32_t budget;
     Deltad__V1__Sampling sampling;
     Deltad__V1__Stopping stopping;
     char *stop[16];
 } ctl_generation;
-void ctl_generation_init(ctl_generation *g);
+void ctl_generation_init(ctl_generation *g, ctl *c, bool is_chat);
 bool ctl_generation_flag(ctl_generation *g, int argc, char **argv, int *i, int *ret_code);
 
 /* SIGINT since the last call of this? */

@@ -34,6 +34,9 @@ static const char help[] =
     "      --temperature F  --top-k N  --top-p F  --min-p F  --seed N\n"
     "      --presence-penalty F  --frequency-penalty F  --repetition-penalty F\n"
     "      --max-tokens N  --stop TEXT (up to 16 times)  --ignore-eos\n"
+    "      --json-schema FILE, --json-object, --regex TEXT, --grammar FILE,\n"
+    "      --choice TEXT (up to 64 times)   what the answer must be\n"
+    "      --tool-choice auto|none|required|NAME, --budget N (tokens of thinking)   for chat\n"
     "for parse: --tools FILE, --no-think (the output began outside of thinking), --cut;\n"
     "           or --jsonl: many outputs, one JSON object a line, without a daemon\n"
     "for detokenize: --skip-special; for tokenize: --plain (no special tokens)\n"
@@ -151,8 +154,14 @@ bool ctl_parse_float(const char *s, float *ret)
     return true;
 }
 
-void ctl_generation_init(ctl_generation *g)
+void ctl_generation_init(ctl_generation *g, ctl *c, bool is_chat)
 {
+    g->c = c;
+    g->is_chat = is_chat;
+    deltad__v1__output_format__init(&g->format);
+    deltad__v1__output_format__choices__init(&g->choices);
+    deltad__v1__tool_choice__init(&g->tool_choice);
+    g->choices.choices = g->choice;
     deltad__v1__sampling__init(&g->sampling);
     deltad__v1__stopping__init(&g->stopping);
     g->stopping.stop = g->stop;
@@ -206,15 +215,86 @@ static int sampling_value(ctl_generation *g, const char *flag, char *value)
     return 0;
 }
 
+/* A whole file as text, or NULL after saying why. */
+static char *file_text(ctl *c, const char *path)
+{
+    size_t n;
+    return ctl_read_file(c, path, &n);
+}
+
+/* What the answer is held to. As sampling_value(). */
+static int form_value(ctl_generation *g, const char *flag, char *value)
+{
+    Deltad__V1__OutputFormat *f = &g->format;
+    if (strcmp(flag, "--json-schema") == 0) {
+        f->format_case = DELTAD__V1__OUTPUT_FORMAT__FORMAT_JSON_SCHEMA;
+        f->json_schema = file_text(g->c, value);
+        return f->json_schema ? 1 : -1;
+    }
+    if (strcmp(flag, "--grammar") == 0) {
+        f->format_case = DELTAD__V1__OUTPUT_FORMAT__FORMAT_GRAMMAR;
+        f->grammar = file_text(g->c, value);
+        return f->grammar ? 1 : -1;
+    }
+    if (strcmp(flag, "--regex") == 0) {
+        f->format_case = DELTAD__V1__OUTPUT_FORMAT__FORMAT_REGEX;
+        f->regex = value;
+        return 1;
+    }
+    if (strcmp(flag, "--choice") == 0) {
+        f->format_case = DELTAD__V1__OUTPUT_FORMAT__FORMAT_CHOICE;
+        f->choice = &g->choices;
+        if (g->choices.n_choices == sizeof g->choice / sizeof *g->choice)
+            return -1;
+        g->choices.choices[g->choices.n_choices++] = value;
+        return 1;
+    }
+    return 0;
+}
+
+/* Of a conversation. As sampling_value(). */
+static int chat_value(ctl_generation *g, const char *flag, char *value)
+{
+    static const char *const modes[] = { "auto", "none", "required" };
+    uint64_t u;
+    if (strcmp(flag, "--budget") == 0) {
+        if (!ctl_parse_u64(value, UINT32_MAX, &u))
+            return -1;
+        g->has_budget = true;
+        g->budget = (uint32_t)u;
+        return 1;
+    }
+    if (strcmp(flag, "--tool-choice") != 0)
+        return 0;
+    g->tool_choice.choice_case = DELTAD__V1__TOOL_CHOICE__CHOICE_NAME;
+    g->tool_choice.name = value;
+    for (int i = 0; i < 3; i++)
+        if (strcmp(value, modes[i]) == 0) {
+            g->tool_choice.choice_case = DELTAD__V1__TOOL_CHOICE__CHOICE_MODE;
+            g->tool_choice.mode =
+                (Deltad__V1__ToolChoice__Mode)(DELTAD__V1__TOOL_CHOICE__MODE__MODE_AUTO + i);
+        }
+    return value[0] ? 1 : -1;
+}
+
 bool ctl_generation_flag(ctl_generation *g, int argc, char **argv, int *i, int *ret_code)
 {
     if (strcmp(argv[*i], "--ignore-eos") == 0) {
         g->stopping.ignore_eos = true;
         return true;
     }
+    if (strcmp(argv[*i], "--json-object") == 0) {
+        g->format.format_case = DELTAD__V1__OUTPUT_FORMAT__FORMAT_JSON_OBJECT;
+        g->format.json_object = true;
+        return true;
+    }
     static char none[] = "";
     char *value = *i + 1 < argc ? argv[*i + 1] : none;
     int r = sampling_value(g, argv[*i], value);
+    if (r == 0)
+        r = form_value(g, argv[*i], value);
+    if (r == 0 && g->is_chat)
+        r = chat_value(g, argv[*i], value);
     if (r == 0)
         return false;
     if (r < 0 || *i + 1 >= argc)
