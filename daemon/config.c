@@ -86,7 +86,8 @@ static const struct key keys[] = {
     { "server", "max_connections", U32, AT(server.max_connections), 1, 65536, .default_ = "1024",
       .help = "Connections at once, both transports together." },
     { "server", "max_connections_per_uid", U32, AT(server.max_connections_per_uid), 1, 65536,
-      .default_ = "512", .help = "Connections of one user at once." },
+      .default_ = "512",
+      .help = "Connections of one user at once; on TCP of one address (all of loopback is one)." },
     { "server", "max_message_bytes", BYTES, AT(server.max_message_bytes), 65536, 64U << 20,
       .default_ = "16M", .help = "Longest request message; ttrpc ends at 4M by its own rule." },
     { "server", "tcp_reflection", BOOL, AT(server.tcp_reflection), .default_ = "no",
@@ -95,7 +96,11 @@ static const struct key keys[] = {
     { "limits", "max_queue", U32, AT(limits.max_queue), 0, 65536, .default_ = "64",
       .help = "Requests that wait for a slot; more are refused." },
     { "limits", "max_requests_per_uid", U32, AT(limits.max_requests_per_uid), 1, 65536,
-      .default_ = "64", .help = "Requests of one user at once, running and waiting." },
+      .default_ = "64",
+      .help = "Requests of one user at once, running and waiting; on TCP of one address (all of "
+              "loopback is one)." },
+    { "limits", "max_requests_per_connection", U32, AT(limits.max_requests_per_connection), 1,
+      65536, .default_ = "32", .help = "Requests of one TCP connection at once." },
     { "limits", "default_max_tokens", U32, AT(limits.default_max_tokens), 1, 1U << 20,
       .default_ = "4096", .help = "Length of an answer where the request sets none." },
     { "limits", "stall_limit", DURATION, AT(limits.stall_limit_ns), SECOND_NS, DAY_NS,
@@ -108,7 +113,8 @@ static const struct key keys[] = {
       .default_ = "64", .help = "Named sessions at once." },
 
     { "policy", "admin_group", TEXT, AT(policy.admin_group), 0, 64, .default_ = "",
-      .help = "Members see and close everybody's sessions; empty: root and deltad's user alone." },
+      .help = "Members see and close everybody's sessions, and cancel everybody's requests; empty: "
+              "root and deltad's user alone." },
     { "policy", "calls_in_reasoning", BOOL, AT(policy.calls_in_reasoning), .default_ = "yes",
       .help = "Take tool calls that the model writes while it is still thinking." },
     { "policy", "calls_in_fences", BOOL, AT(policy.calls_in_fences), .default_ = "no",

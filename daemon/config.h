@@ -39,14 +39,15 @@ typedef struct dd_config {
     struct {
         uint32_t max_queue; /* requests waiting for a slot */
         uint32_t max_requests_per_uid;
-        uint32_t default_max_tokens; /* where a request says nothing */
-        uint64_t stall_limit_ns;     /* a reader that takes nothing for so long is dropped */
-        uint64_t drain_limit_ns;     /* SIGTERM: streams may run on for so long */
-        uint64_t session_idle_ns;    /* named sessions; 0: never */
+        uint32_t max_requests_per_connection; /* of TCP */
+        uint32_t default_max_tokens;          /* where a request says nothing */
+        uint64_t stall_limit_ns;  /* a reader that takes nothing for so long is dropped */
+        uint64_t drain_limit_ns;  /* SIGTERM: streams may run on for so long */
+        uint64_t session_idle_ns; /* named sessions; 0: never */
         uint32_t max_named_sessions;
     } limits;
     struct {
-        char *admin_group; /* members may see and close all sessions; "" : root and owner only */
+        char *admin_group; /* members see and end everybody's; "" : root and owner only */
         bool calls_in_reasoning, calls_in_fences;
         char *unknown_tools; /* call, text */
     } policy;

@@ -240,15 +240,31 @@ static void context_length(dd_status *st, size_t n, uint32_t max)
     st->n_meta = 2;
 }
 
+static uint32_t count_requests(const dd_service *s, const dd_peer *p,
+                               bool (*is_same)(const dd_peer *a, const dd_peer *b))
+{
+    uint32_t n = dd_texts_of(s, p, is_same);
+    for (const dd_live *l = s->live; l; l = l->next)
+        n += l->rpc && is_same(&l->peer, p);
+    return n;
+}
+
 int dd_user_limit(dd_service *s, const dd_rpc *r, dd_status *st)
 {
-    uint32_t mine = dd_texts_of(s, &r->peer);
-    for (const dd_live *l = s->live; l; l = l->next)
-        mine += l->uid == r->peer.uid && l->rpc;
-    if (mine < s->o.config->limits.max_requests_per_uid)
+    const dd_config *c = s->o.config;
+    const dd_peer *p = &r->peer;
+    uint32_t n = count_requests(s, p, dd_peer_is_same_user);
+    const char *who = p->is_unix ? "user" : "address";
+    bool is_over = n >= c->limits.max_requests_per_uid;
+    if (!is_over && !p->is_unix) {
+        n = count_requests(s, p, dd_peer_is_same_client);
+        who = "connection";
+        is_over = n >= c->limits.max_requests_per_connection;
+    }
+    if (!is_over)
         return 0;
     dd_status_set(st, DD_RESOURCE_EXHAUSTED, "USER_LIMIT",
-                  "this user has %u requests already, the most there may be", mine);
+                  "this %s has %u requests already, the most there may be", who, n);
     st->retry_ms = DD_RETRY_MS;
     return -1;
 }
@@ -275,6 +291,7 @@ static int take_request_id(dd_live *l, const char *wanted, dd_status *st)
     if (wanted[0]) {
         (void)snprintf(l->request_id, sizeof l->request_id, "%s", wanted);
     } else {
+        l->has_own_id = true;
         memcpy(l->request_id, "req_", 4);
         if (dd_random_text(l->request_id + 4, 24) < 0) {
             dd_status_set(st, DD_INTERNAL, "INTERNAL", "no random numbers");
@@ -282,7 +299,8 @@ static int take_request_id(dd_live *l, const char *wanted, dd_status *st)
         }
     }
     for (const dd_live *o = l->s->live; o; o = o->next)
-        if (o != l && o->uid == l->uid && strcmp(o->request_id, l->request_id) == 0) {
+        if (o != l && dd_peer_is_same_client(&o->peer, &l->peer) &&
+            strcmp(o->request_id, l->request_id) == 0) {
             dd_status_set(st, DD_ALREADY_EXISTS, "REQUEST_ID_IN_USE",
                           "a request of this id is running");
             (void)snprintf(st->field, sizeof st->field, "request_id");
@@ -437,7 +455,7 @@ void dd_live_start(dd_service *s, dd_rpc *r, enum dd_method_id m, const uint8_t 
     l->s = s;
     l->rpc = r;
     l->method = m;
-    l->uid = r->peer.uid;
+    l->peer = r->peer;
     l->run = ++s->next_run;
     l->arrived_ns = r->arrived_ns ? r->arrived_ns : de_now_ns();
     l->next = s->live;
@@ -574,7 +592,7 @@ static void remember(dd_live *l, const dd_note *n)
     if (is_whole && l->n_calls && (ids = malloc(l->n_calls * sizeof *ids))) {
         for (size_t i = 0; i < l->n_calls; i++)
             ids[i] = (delta_str){ l->calls[i].id, strlen(l->calls[i].id) };
-        dd_recall_put(l->s->recall, l->uid, ids, l->n_calls,
+        dd_recall_put(l->s->recall, l->peer.uid, ids, l->n_calls,
                       (delta_str){ l->sampled.p, l->sampled.len }, l->req.thinking);
         free(ids);
     }
@@ -868,6 +886,13 @@ void dd_live_timer(dd_service *s)
 
 /* ---- Cancel */
 
+/* A name that a client of TCP chose may be guessed by others there. */
+static bool may_cancel(const dd_peer *p, const dd_live *l)
+{
+    return dd_peer_is_same_client(p, &l->peer) ||
+           ((p->is_unix || l->has_own_id) && dd_peer_may_end(p, &l->peer));
+}
+
 void dd_live_cancel_call(dd_service *s, dd_rpc *r, const uint8_t *msg, size_t len)
 {
     dd_request q;
@@ -875,7 +900,7 @@ void dd_live_cancel_call(dd_service *s, dd_rpc *r, const uint8_t *msg, size_t le
     dd_live *l = NULL;
     if (dd_request_decode(DD_REQ_CANCEL, msg, len, &q, &st) == 0) {
         for (l = s->live; l; l = l->next)
-            if (l->rpc && dd_may(r->peer.uid, l->uid) && strcmp(l->request_id, q.request_id) == 0)
+            if (l->rpc && may_cancel(&r->peer, l) && strcmp(l->request_id, q.request_id) == 0)
                 break;
         if (!l)
             dd_status_set(&st, DD_NOT_FOUND, "REQUEST_UNKNOWN", "no request of this id is running");

@@ -38,6 +38,7 @@
 
 #include "daemon/grpc/server.h"
 #include "daemon/log.h"
+#include "daemon/peer.h"
 #include "daemon/ttrpc/server.h"
 
 enum {
@@ -50,6 +51,7 @@ enum {
     FD_ROUNDS = 4,   /* ... over so many times max_connections numbers */
     FDS_BESIDE = 64, /* descriptors that connections must leave to the rest of the daemon */
     LOCK_TRIES = 16,
+    GROUPS_MAX = 4096, /* who is in more is in no admin group */
 };
 
 enum transport { GRPC, TTRPC };
@@ -72,8 +74,9 @@ struct conn { /* of gRPC; ttrpc keeps its own */
     ino_t ino;
 };
 
-struct uid_count {
-    uint32_t uid, n;
+struct user_count {
+    dd_peer peer; /* one of the user's */
+    uint32_t n;
 };
 
 struct pending { /* accepted, and has not said anything yet */
@@ -97,8 +100,10 @@ struct dd_listen {
     uint32_t n_handles;
     struct conn **by_fd; /* [by_fd_size] gRPC's connections */
     int by_fd_size, next_fd;
-    struct uid_count *uids; /* [n_uids], room for max_connections */
-    size_t n_uids;
+    struct user_count *users; /* [n_users], room for max_connections */
+    size_t n_users;
+    bool has_admin_group;
+    gid_t admin_group;
     uint32_t n_now, n_max, n_grpc;
     uint64_t n_total;
     dd_log_limit refused, starved;
@@ -109,32 +114,32 @@ struct dd_listen {
 
 /* ---- counts ---- */
 
-static struct uid_count *count_of(dd_listen *l, uint32_t uid)
+static struct user_count *count_of(dd_listen *l, const dd_peer *p)
 {
-    for (size_t i = 0; i < l->n_uids; i++)
-        if (l->uids[i].uid == uid)
-            return &l->uids[i];
+    for (size_t i = 0; i < l->n_users; i++)
+        if (dd_peer_is_same_user(&l->users[i].peer, p))
+            return &l->users[i];
     return NULL;
 }
 
-static void count_in(dd_listen *l, uint32_t uid)
+static void count_in(dd_listen *l, const dd_peer *p)
 {
-    struct uid_count *u = count_of(l, uid);
+    struct user_count *u = count_of(l, p);
     if (!u) {
-        u = &l->uids[l->n_uids++]; /* at most one a connection */
-        *u = (struct uid_count){ .uid = uid };
+        u = &l->users[l->n_users++]; /* at most one a connection */
+        *u = (struct user_count){ .peer = *p };
     }
     u->n++;
     l->n_now++;
     dd_service_connections(l->service, l->n_now, ++l->n_total);
 }
 
-static void count_out(dd_listen *l, uint32_t uid)
+static void count_out(dd_listen *l, const dd_peer *p)
 {
-    struct uid_count *u = count_of(l, uid);
+    struct user_count *u = count_of(l, p);
     assert(u && u->n && l->n_now);
     if (--u->n == 0)
-        *u = l->uids[--l->n_uids];
+        *u = l->users[--l->n_users];
     l->n_now--;
     dd_service_connections(l->service, l->n_now, l->n_total);
 }
@@ -152,7 +157,7 @@ static void forget(dd_listen *l, int fd)
     struct conn *c = l->by_fd[fd];
     l->by_fd[fd] = NULL;
     l->n_grpc--;
-    count_out(l, c->peer.uid);
+    count_out(l, &c->peer);
     free(c);
 }
 
@@ -216,7 +221,7 @@ static int add_grpc(dd_listen *l, int fd, const dd_peer *peer)
     *c = (struct conn){ *peer, st.st_ino };
     l->by_fd[fd] = c;
     l->n_grpc++;
-    count_in(l, peer->uid);
+    count_in(l, peer);
     if (!uv_is_active((uv_handle_t *)&l->sweep))
         (void)uv_timer_start(&l->sweep, on_sweep, SWEEP_MS, SWEEP_MS);
     dd_grpc_server_add(l->grpc, fd);
@@ -225,15 +230,15 @@ static int add_grpc(dd_listen *l, int fd, const dd_peer *peer)
 
 static void on_ttrpc_closed(void *arg, const dd_peer *peer)
 {
-    count_out(arg, peer->uid);
+    count_out(arg, peer);
 }
 
 static int add_ttrpc(dd_listen *l, int fd, const dd_peer *peer)
 {
-    count_in(l, peer->uid);
+    count_in(l, peer);
     if (dd_ttrpc_server_add(l->ttrpc, fd, peer) == 0)
         return 0;
-    count_out(l, peer->uid);
+    count_out(l, peer);
     errno = ENOMEM;
     return -1;
 }
@@ -257,7 +262,7 @@ static int unpend(struct pending *p)
     *(p->prev ? &p->prev->next : &l->pending) = p->next;
     if (p->next)
         p->next->prev = p->prev;
-    count_out(l, p->peer.uid);
+    count_out(l, &p->peer);
     (void)uv_poll_stop(&p->poll);
     uv_close((uv_handle_t *)&p->poll, on_pending_closed);
     return p->fd;
@@ -299,7 +304,7 @@ static int pend(dd_listen *l, int fd, const dd_peer *peer)
     if (p->next)
         p->next->prev = p;
     l->pending = p;
-    count_in(l, peer->uid);
+    count_in(l, peer);
     (void)uv_poll_start(&p->poll, UV_READABLE | UV_DISCONNECT, on_first_byte);
     return 0;
 }
@@ -330,6 +335,36 @@ static void print_address(const struct sockaddr *a, char *to, size_t size)
     }
 }
 
+/* What limits count TCP peers by: IPv4 as it is, of IPv6 the network, all of loopback as one. */
+static void take_address(const struct sockaddr *a, uint8_t to[16])
+{
+    memset(to, 0, 16);
+    if (is_loopback(a)) {
+        to[15] = 1;
+    } else if (a->sa_family == AF_INET) {
+        to[10] = to[11] = 0xff;
+        memcpy(to + 12, &((const struct sockaddr_in *)a)->sin_addr, 4);
+    } else {
+        const struct in6_addr *v6 = &((const struct sockaddr_in6 *)a)->sin6_addr;
+        memcpy(to, v6, IN6_IS_ADDR_V4MAPPED(v6) ? 16 : 8);
+    }
+}
+
+/* As the kernel has its groups, not as the system's files have them by now. */
+static bool is_in_group(int fd, gid_t primary, gid_t wanted)
+{
+    gid_t groups[GROUPS_MAX];
+    socklen_t n = sizeof groups;
+    if (primary == wanted)
+        return true;
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERGROUPS, groups, &n) < 0)
+        return false;
+    for (size_t i = 0; i < n / sizeof groups[0]; i++)
+        if (groups[i] == wanted)
+            return true;
+    return false;
+}
+
 static int identify(dd_listen *l, int fd, const struct sockaddr *a, dd_peer *ret_p)
 {
     dd_peer p = { .connection = l->n_total + 1,
@@ -345,20 +380,21 @@ static int identify(dd_listen *l, int fd, const struct sockaddr *a, dd_peer *ret
         p.uid = cred.uid;
         p.gid = cred.gid;
         p.pid = cred.pid;
+        p.in_admin_group = l->has_admin_group && is_in_group(fd, cred.gid, l->admin_group);
         (void)snprintf(p.text, sizeof p.text, "unix uid %u pid %d", p.uid, p.pid);
     } else {
         int on = 1;
         (void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+        take_address(a, p.address);
         print_address(a, p.text, sizeof p.text);
     }
     *ret_p = p;
     return 0;
 }
 
-/* All of TCP counts as one user. */
 static bool has_too_many(dd_listen *l, const dd_peer *p)
 {
-    const struct uid_count *u = count_of(l, p->uid);
+    const struct user_count *u = count_of(l, p);
     return u && u->n >= l->config->server.max_connections_per_uid;
 }
 
@@ -512,13 +548,23 @@ static int clear_path(const struct sockaddr_un *a, delta_error *err)
     return 0;
 }
 
-static int set_group(const char *path, const char *name, delta_error *err)
+static int find_group(const char *key, const char *name, gid_t *ret_gid, delta_error *err)
 {
     char buffer[16384];
     struct group g, *found = NULL;
     if (getgrnam_r(name, &g, buffer, sizeof buffer, &found) != 0 || !found)
-        return delta_fail(err, DELTA_EINVALID, "socket_group: there is no group %s", name);
-    if (chown(path, (uid_t)-1, g.gr_gid) < 0)
+        return delta_fail(err, DELTA_EINVALID, "%s: there is no group %s", key, name);
+    *ret_gid = g.gr_gid;
+    return 0;
+}
+
+static int set_group(const char *path, const char *name, delta_error *err)
+{
+    gid_t gid;
+    int r = find_group("socket_group", name, &gid, err);
+    if (r < 0)
+        return r;
+    if (chown(path, (uid_t)-1, gid) < 0)
         return delta_fail(err, DELTA_EIO, "%s: group %s: %s", path, name, strerror(errno));
     return 0;
 }
@@ -707,7 +753,7 @@ static void free_listen(dd_listen *l)
     for (int fd = 0; l->by_fd && fd < l->by_fd_size; fd++)
         free(l->by_fd[fd]);
     free(l->by_fd);
-    free(l->uids);
+    free(l->users);
     free(l);
 }
 
@@ -739,8 +785,8 @@ static int make_tables(dd_listen *l, delta_error *err)
     l->next_fd = FD_BASE;
     l->by_fd_size = FD_BASE + FDS_BESIDE + FD_ROUNDS * (int)max;
     l->by_fd = calloc((size_t)l->by_fd_size, sizeof *l->by_fd);
-    l->uids = calloc((size_t)max, sizeof *l->uids);
-    if (!l->by_fd || !l->uids)
+    l->users = calloc((size_t)max, sizeof *l->users);
+    if (!l->by_fd || !l->users)
         return delta_fail(err, DELTA_ENOMEM, "tables of %u connections", max);
     return 0;
 }
@@ -758,7 +804,10 @@ int dd_listen_new(uv_loop_t *loop, const dd_config *c, dd_service *s, dd_listen 
     (void)uv_timer_init(loop, &l->sweep);
     l->pause.data = l->sweep.data = l;
     l->n_handles = 2;
+    l->has_admin_group = c->policy.admin_group[0] != '\0';
     int r = make_tables(l, err);
+    if (r == 0 && l->has_admin_group)
+        r = find_group("admin_group", c->policy.admin_group, &l->admin_group, err);
     if (r == 0)
         r = open_all(l, err);
     if (r == 0)

@@ -15,6 +15,7 @@
 #include "daemon/engine_thread.h"
 #include "daemon/grammars.h"
 #include "daemon/limits.h"
+#include "daemon/peer.h"
 #include "daemon/recall.h"
 #include "daemon/service.h"
 
@@ -78,7 +79,7 @@ struct dd_session {
     dd_session *next;
     char id[DD_ID_BYTES];
     char *name;
-    uint32_t uid;
+    dd_peer owner;
     uint64_t generation, created_ns, used_ns, idle_timeout_ns;
     dd_bytes *messages;  /* packed; each malloc'ed */
     dd_sampled *sampled; /* one a message: an answer as it was sampled, or nothing */
@@ -128,8 +129,9 @@ struct dd_live {
     dd_rpc *rpc; /* NULL: finished */
     enum dd_method_id method;
     uint64_t run;
-    uint32_t uid;
+    dd_peer peer;
     char request_id[DD_ID_BYTES];
+    bool has_own_id; /* made here, so who knows it was told it */
     dd_request req;
     uint32_t *ids;
     size_t n_ids;
@@ -172,8 +174,6 @@ int dd_random_text(char *to, size_t n);
 /* One answer, or none; both end the call. */
 void dd_answer(dd_rpc *r, uint8_t *msg, size_t len); /* msg NULL: out of memory */
 void dd_refuse(dd_rpc *r, const dd_status *st);
-/* Whether uid may touch what owner has. */
-bool dd_may(uint32_t uid, uint32_t owner);
 
 /* inference.c */
 void dd_live_start(dd_service *s, dd_rpc *r, enum dd_method_id m, const uint8_t *msg, size_t len);
@@ -186,7 +186,7 @@ void dd_live_fail(dd_live *l, const dd_status *st);
  * and the reader takes it; a call without events, and one that was told before, now. */
 void dd_live_end(dd_live *l, const dd_status *st);
 void dd_live_cancel(dd_live *l, enum dd_end why);
-/* 0, or -1 and *st if this user has as many requests as one may have. */
+/* 0, or -1 and *st if this user, or connection of TCP, has as many requests as one may have. */
 int dd_user_limit(dd_service *s, const dd_rpc *r, dd_status *st);
 /* May free any request and any idle session: never call it while holding one. */
 void dd_live_timer(dd_service *s);
@@ -214,7 +214,9 @@ void dd_status_of_error(dd_status *st, const delta_error *err, const char *field
 void dd_texts_call(dd_service *s, dd_rpc *r, const uint8_t *msg, size_t len);
 void dd_texts_fail(dd_job *j, const dd_status *st); /* also after its call has ended */
 void dd_texts_abort(dd_service *s, const dd_status *st);
-uint32_t dd_texts_of(const dd_service *s, const dd_peer *p); /* how many of theirs */
+/* How many are of this user, or of this client. */
+uint32_t dd_texts_of(const dd_service *s, const dd_peer *p,
+                     bool (*is_same)(const dd_peer *a, const dd_peer *b));
 
 /* sessions.c */
 /* Binds a Chat or AppendMessages to its session, or makes the session of CreateSession; completes

@@ -263,7 +263,8 @@ int dd_prepare_begin(dd_live *l, dd_status *st)
         return 0;
     if ((q->session_id[0] || l->method != DD_M_CHAT) && dd_session_begin(l, st) < 0)
         return -1;
-    if (dd_request_tools_check(&l->req, st) < 0 || dd_request_recall(l->s, l->uid, &l->req, st) < 0)
+    if (dd_request_tools_check(&l->req, st) < 0 ||
+        dd_request_recall(l->s, l->peer.uid, &l->req, st) < 0)
         return -1;
     l->turn.leaves_open = l->method != DD_M_CHAT && q->n_messages &&
                           q->messages[q->n_messages - 1].role == DELTA_ROLE_TOOL;

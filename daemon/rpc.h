@@ -66,9 +66,11 @@ typedef struct dd_peer {
     uint64_t connection; /* number of the connection, from 1 */
     bool is_unix;
     bool is_loopback;
-    uint32_t uid, gid; /* SO_PEERCRED; unix only, else UINT32_MAX */
-    int32_t pid;       /* 0 if unknown */
-    char text[64];     /* "unix uid 1000 pid 4711", "127.0.0.1:53412" */
+    uint32_t uid, gid;   /* SO_PEERCRED; unix only, else UINT32_MAX */
+    int32_t pid;         /* 0 if unknown */
+    bool in_admin_group; /* policy.admin_group, when it connected; unix only */
+    uint8_t address[16]; /* TCP: what limits go by (peer.h), IPv4 as ::ffff:a.b.c.d */
+    char text[64];       /* "unix uid 1000 pid 4711", "127.0.0.1:53412" */
 } dd_peer;
 
 enum dd_shape_of_call { DD_UNARY, DD_SERVER_STREAM, DD_BIDI };

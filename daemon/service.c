@@ -6,7 +6,6 @@
 #include <string.h>
 #include <sys/random.h>
 #include <time.h>
-#include <unistd.h>
 
 #include "daemon/live.h"
 #include "daemon/log.h"
@@ -76,11 +75,6 @@ int dd_random_text(char *to, size_t n)
         to[i] = alphabet[raw[i] & 63];
     to[n] = '\0';
     return 0;
-}
-
-bool dd_may(uint32_t uid, uint32_t owner)
-{
-    return uid == owner || uid == 0 || uid == (uint32_t)geteuid();
 }
 
 void dd_refuse(dd_rpc *r, const dd_status *st)

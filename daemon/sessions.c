@@ -7,8 +7,6 @@
  *
  * Limits     limits.max_named_sessions; DD_SESSION_MESSAGES and DD_SESSION_BYTES each. */
 #include <assert.h>
-#include <grp.h>
-#include <pwd.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -75,10 +73,11 @@ static int add_message(dd_session *x, uint8_t *data, size_t len)
     return 0;
 }
 
-static dd_session *find(dd_service *s, uint32_t uid, const char *id, dd_status *st)
+static dd_session *find(dd_service *s, const char *id, const dd_peer *p,
+                        bool (*may)(const dd_peer *p, const dd_peer *owner), dd_status *st)
 {
     for (dd_session *x = s->sessions; x; x = x->next)
-        if (strcmp(x->id, id) == 0 && dd_may(uid, x->uid))
+        if (strcmp(x->id, id) == 0 && may(p, &x->owner))
             return x;
     dd_status_set(st, DD_NOT_FOUND, "SESSION_UNKNOWN", "there is no session of this id");
     return NULL;
@@ -120,7 +119,7 @@ static dd_session *create(dd_live *l, dd_status *st)
         session_free(s, x);
         return NULL;
     }
-    x->uid = l->uid;
+    x->owner = l->peer;
     x->created_ns = x->used_ns = de_now_ns();
     x->idle_timeout_ns =
         q->has_idle_timeout ? q->idle_timeout_ns : s->o.config->limits.session_idle_ns;
@@ -185,7 +184,7 @@ int dd_session_begin(dd_live *l, dd_status *st)
     if (l->method == DD_M_CREATE)
         x = create(l, st);
     else
-        x = find(l->s, l->uid, q->session_id, st);
+        x = find(l->s, q->session_id, &l->peer, dd_peer_may_use, st);
     if (!x || (l->method != DD_M_CREATE && check_turn(x, q, st) < 0))
         return -1;
     l->session = x;
@@ -340,7 +339,7 @@ static dd_session_view view(const dd_session *x)
                               .n_messages = (uint32_t)x->n_messages,
                               .n_tokens = x->n_tokens,
                               .ctx_tokens = x->ctx_tokens,
-                              .owner_uid = x->uid,
+                              .owner_uid = x->owner.uid,
                               .busy = x->busy != NULL,
                               .age_ns = now - x->created_ns,
                               .idle_ns = x->busy ? 0 : now - x->used_ns,
@@ -373,37 +372,12 @@ uint8_t *dd_session_answer(dd_live *l, size_t *ret_len)
     return dd_wire_take(&o, ret_len);
 }
 
-/* root, the daemon's own user, and members of policy.admin_group. */
-static bool is_admin(const dd_service *s, const dd_peer *p)
-{
-    const char *name = s->o.config->policy.admin_group;
-    gid_t groups[256];
-    int n = 256;
-    if (!p->is_unix)
-        return false;
-    if (dd_may(p->uid, UINT32_MAX))
-        return true;
-    const struct group *g = name && name[0] ? getgrnam(name) : NULL;
-    if (!g)
-        return false;
-    gid_t wanted = g->gr_gid;
-    const struct passwd *pw = getpwuid(p->uid);
-    if (p->gid == wanted)
-        return true;
-    if (!pw || getgrouplist(pw->pw_name, p->gid, groups, &n) < 0)
-        return false;
-    for (int i = 0; i < n; i++)
-        if (groups[i] == wanted)
-            return true;
-    return false;
-}
-
 static void get(dd_service *s, dd_rpc *r, const dd_request *q)
 {
     dd_status st;
     dd_wire_out o = { 0 };
     size_t len = 0;
-    const dd_session *x = find(s, r->peer.uid, q->session_id, &st);
+    const dd_session *x = find(s, q->session_id, &r->peer, dd_peer_may_end, &st);
     if (!x) {
         dd_refuse(r, &st);
         return;
@@ -420,7 +394,7 @@ static void get(dd_service *s, dd_rpc *r, const dd_request *q)
 static void close_session(dd_service *s, dd_rpc *r, const dd_request *q)
 {
     dd_status st;
-    dd_session *x = find(s, r->peer.uid, q->session_id, &st);
+    dd_session *x = find(s, q->session_id, &r->peer, dd_peer_may_end, &st);
     if (x && x->busy) {
         dd_status_set(&st, DD_ABORTED, "SESSION_BUSY", "a turn runs; cancel it first");
         st.retry_ms = DD_RETRY_MS;
@@ -448,7 +422,7 @@ void dd_session_call(dd_service *s, dd_rpc *r, const uint8_t *msg, size_t len)
         get(s, r, &q);
     } else if (m == DD_M_CLOSE) {
         close_session(s, r, &q);
-    } else if (q.all_users && !is_admin(s, &r->peer)) {
+    } else if (q.all_users && !dd_peer_is_admin(&r->peer)) {
         dd_status_set(&st, DD_PERMISSION_DENIED, "NOT_ADMIN",
                       "all_users is for members of policy.admin_group");
         dd_refuse(r, &st);
@@ -456,7 +430,7 @@ void dd_session_call(dd_service *s, dd_rpc *r, const uint8_t *msg, size_t len)
         dd_wire_out o = { 0 };
         size_t n = 0;
         for (const dd_session *x = s->sessions; x; x = x->next)
-            if (q.all_users || x->uid == r->peer.uid)
+            if (q.all_users || dd_peer_is_same_client(&r->peer, &x->owner))
                 put_session(&o, x);
         uint8_t *answer = dd_wire_take(&o, &n);
         dd_answer(r, answer, n);

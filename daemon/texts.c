@@ -18,7 +18,7 @@ struct dd_job {
     dd_job *prev, *next; /* of those on workers */
     dd_service *s;
     dd_rpc *rpc; /* NULL: gone */
-    uint32_t uid;
+    dd_peer peer;
     enum dd_method_id method;
     dd_request req;
     uint8_t *msg; /* the answer, or NULL and st */
@@ -228,10 +228,10 @@ void dd_texts_call(dd_service *s, dd_rpc *r, const uint8_t *msg, size_t len)
     }
     j->s = s;
     j->rpc = r;
-    j->uid = r->peer.uid;
+    j->peer = r->peer;
     j->method = m;
     if (dd_request_decode(kind, msg, len, &j->req, &j->st) < 0 ||
-        dd_request_recall(s, j->uid, &j->req, &j->st) < 0) {
+        dd_request_recall(s, j->peer.uid, &j->req, &j->st) < 0) {
         end(j);
         return;
     }
@@ -254,11 +254,12 @@ void dd_texts_call(dd_service *s, dd_rpc *r, const uint8_t *msg, size_t len)
     give_to_worker(j);
 }
 
-uint32_t dd_texts_of(const dd_service *s, const dd_peer *p)
+uint32_t dd_texts_of(const dd_service *s, const dd_peer *p,
+                     bool (*is_same)(const dd_peer *a, const dd_peer *b))
 {
     uint32_t n = 0;
     for (const dd_job *j = s->jobs; j; j = j->next)
-        n += j->uid == p->uid && j->rpc;
+        n += j->rpc && is_same(&j->peer, p);
     return n;
 }
 

@@ -137,6 +137,18 @@ static void down(void)
     dd_config_done(&config);
 }
 
+/* From TCP on the number of a connection of TCP; from TCP + 100 on of another address. */
+enum { TCP = 100000, ADMIN = 900 };
+static dd_peer peer_of(uint32_t uid)
+{
+    if (uid < TCP)
+        return (dd_peer){ .is_unix = true, .uid = uid, .gid = uid, .in_admin_group = uid == ADMIN };
+    return (dd_peer){ .connection = uid,
+                      .uid = UINT32_MAX,
+                      .gid = UINT32_MAX,
+                      .address = { [15] = uid < TCP + 100 ? 1 : 2 } };
+}
+
 static call *begin(const char *path, uint32_t uid, uint64_t deadline_ns, const ProtobufCMessage *m)
 {
     uint8_t *buffer = malloc(protobuf_c_message_get_packed_size(m) + 1);
@@ -146,7 +158,7 @@ static call *begin(const char *path, uint32_t uid, uint64_t deadline_ns, const P
     calls[n_calls++] = c;
     c->rpc = (dd_rpc){ .vt = &vtable,
                        .method = dd_service_method_find(path, strlen(path)),
-                       .peer = { .is_unix = true, .uid = uid, .gid = uid },
+                       .peer = peer_of(uid),
                        .arrived_ns = de_now_ns(),
                        .deadline_ns = deadline_ns };
     size_t len = protobuf_c_message_pack(m, buffer);
@@ -210,7 +222,8 @@ static int reason(call *c)
 }
 
 /* The id of a new session; static. */
-static const char *new_session(bool with_message, bool has_idle, uint64_t idle_ns, call **ret_c)
+static const char *new_session_of(uint32_t uid, bool with_message, bool has_idle, uint64_t idle_ns,
+                                  call **ret_c)
 {
     static char id[64];
     Deltad__V1__CreateSessionRequest q = DELTAD__V1__CREATE_SESSION_REQUEST__INIT;
@@ -222,7 +235,7 @@ static const char *new_session(bool with_message, bool has_idle, uint64_t idle_n
             DELTAD__V1__CREATE_SESSION_REQUEST__IDLE_TIMEOUT_OPT_IDLE_TIMEOUT_NS;
         q.idle_timeout_ns = idle_ns;
     }
-    call *x = begin(SESSION_PATH("CreateSession"), 1000, 0, &q.base);
+    call *x = begin(SESSION_PATH("CreateSession"), uid, 0, &q.base);
     uint64_t until = de_now_ns() + 10000000000u;
     while (!x->is_finished && de_now_ns() < until)
         turn();
@@ -236,6 +249,10 @@ static const char *new_session(bool with_message, bool has_idle, uint64_t idle_n
         deltad__v1__create_session_response__free_unpacked(r, NULL);
     }
     return id;
+}
+static const char *new_session(bool with_message, bool has_idle, uint64_t idle_ns, call **ret_c)
+{
+    return new_session_of(1000, with_message, has_idle, idle_ns, ret_c);
 }
 static int get_code(const char *id, uint32_t uid)
 {
@@ -744,5 +761,123 @@ TEST(long_texts_are_bounded_for_one_user_and_for_all)
     call *last = calls[n_calls - 41];
     UNTIL(last->is_finished);
     CHECK_EQ(last->st.code, DD_OK);
+    down();
+}
+
+static size_t n_listed(uint32_t uid, bool all)
+{
+    Deltad__V1__ListSessionsRequest q = DELTAD__V1__LIST_SESSIONS_REQUEST__INIT;
+    q.all_users = all;
+    call *c = begin(SESSION_PATH("ListSessions"), uid, 0, &q.base);
+    if (!c->n_sent)
+        return SIZE_MAX;
+    Deltad__V1__ListSessionsResponse *r =
+        deltad__v1__list_sessions_response__unpack(NULL, c->sent[0].len, c->sent[0].p);
+    size_t n = r->n_sessions;
+    deltad__v1__list_sessions_response__free_unpacked(r, NULL);
+    return n;
+}
+static int close_code(const char *id, uint32_t uid)
+{
+    Deltad__V1__CloseSessionRequest q = DELTAD__V1__CLOSE_SESSION_REQUEST__INIT;
+    q.session_id = (char *)id;
+    return (int)begin(SESSION_PATH("CloseSession"), uid, 0, &q.base)->st.code;
+}
+static int cancel_code(const char *id, uint32_t uid)
+{
+    Deltad__V1__CancelRequest q = DELTAD__V1__CANCEL_REQUEST__INIT;
+    q.request_id = (char *)id;
+    return (int)begin("/deltad.v1.InferenceService/Cancel", uid, 0, &q.base)->st.code;
+}
+static int session_chat_code(const char *id, uint32_t uid)
+{
+    Deltad__V1__ChatRequest q = chat_of("Hi.");
+    q.session_id = (char *)id;
+    call *c = begin(CHAT, uid, 0, &q.base);
+    UNTIL(c->is_finished);
+    return (int)c->st.code;
+}
+
+/* policy.admin_group promised closing, and gave listing. */
+TEST(members_of_the_admin_group_see_and_end_what_is_others)
+{
+    up("{\"tokens_per_second\": 20}");
+    char id[64];
+    (void)snprintf(id, sizeof id, "%s", new_session(false, false, 0, NULL));
+    CHECK_EQ(get_code(id, ADMIN), DD_OK);
+    CHECK_EQ(n_listed(ADMIN, true), 1);
+    CHECK_EQ(n_listed(ADMIN, false), 0);
+    CHECK_EQ(n_listed(1001, true), SIZE_MAX);
+    CHECK_EQ(session_chat_code(id, ADMIN), DD_NOT_FOUND);
+    Deltad__V1__ChatRequest q = chat_of("Hi.");
+    q.request_id = (char *)"mine";
+    call *c = begin(CHAT, 1000, 0, &q.base);
+    CHECK_EQ(cancel_code("mine", 1001), DD_NOT_FOUND);
+    CHECK_EQ(cancel_code("mine", ADMIN), DD_OK);
+    UNTIL(c->is_finished);
+    CHECK_EQ(reason(c), 5);
+    CHECK_EQ(close_code(id, 1001), DD_NOT_FOUND);
+    CHECK_EQ(close_code(id, ADMIN), DD_OK);
+    CHECK_EQ(get_code(id, 1000), DD_NOT_FOUND);
+    down();
+}
+
+/* They were all one user, who saw and closed everything that came by TCP. */
+TEST(clients_on_tcp_reach_what_they_hold_the_id_of_only)
+{
+    up("{\"tokens_per_second\": 20}");
+    char id[64], unix_id[64], own_id[64];
+    (void)snprintf(id, sizeof id, "%s", new_session_of(TCP, false, false, 0, NULL));
+    (void)snprintf(unix_id, sizeof unix_id, "%s", new_session(false, false, 0, NULL));
+    CHECK_EQ(n_listed(TCP, false), 1);
+    CHECK_EQ(n_listed(TCP + 1, false), 0);
+    CHECK_EQ(n_listed(TCP, true), SIZE_MAX);
+    CHECK_EQ(n_listed(1000, false), 1);
+    CHECK_EQ(get_code(unix_id, TCP), DD_NOT_FOUND);
+    CHECK_EQ(get_code(id, 1000), DD_NOT_FOUND);
+    CHECK_EQ(session_chat_code(id, TCP + 1), DD_OK); /* reconnected */
+
+    Deltad__V1__ChatRequest q = chat_of("Hi.");
+    q.request_id = (char *)"mine";
+    call *a = begin(CHAT, TCP, 0, &q.base);
+    call *b = begin(CHAT, TCP + 1, 0, &q.base); /* the name is free there */
+    CHECK(!b->is_finished);
+    CHECK_STR(begin(CHAT, TCP, 0, &q.base)->st.reason, "REQUEST_ID_IN_USE");
+    CHECK_EQ(cancel_code("mine", TCP + 2), DD_NOT_FOUND);
+    CHECK_EQ(cancel_code("mine", TCP), DD_OK);
+    UNTIL(a->is_finished);
+    CHECK(!b->is_finished);
+
+    q = chat_of("Hi.");
+    call *c = begin(CHAT, TCP, 0, &q.base);
+    UNTIL(c->n_sent);
+    Deltad__V1__ChatEvent *e = event(c, 0);
+    (void)snprintf(own_id, sizeof own_id, "%s", e->accepted->request_id);
+    release(e);
+    CHECK_EQ(cancel_code(own_id, 1000), DD_NOT_FOUND);
+    CHECK_EQ(cancel_code(own_id, TCP + 2), DD_OK);
+    UNTIL(c->is_finished);
+    CHECK_EQ(close_code(id, TCP + 3), DD_OK);
+    down();
+}
+
+TEST(requests_on_tcp_are_bounded_by_connection_and_by_address)
+{
+    up("{\"tokens_per_second\": 1}");
+    config.limits.max_requests_per_uid = 5;
+    config.limits.max_requests_per_connection = 3;
+    Deltad__V1__ChatRequest q = chat_of("Hi.");
+    for (uint32_t i = 0; i < 4; i++) { /* of one connection */
+        call *c = begin(CHAT, TCP, 0, &q.base);
+        CHECK_EQ(c->is_finished, i == 3);
+        CHECK(!c->is_finished || strstr(c->st.message, "connection"));
+    }
+    for (uint32_t i = 0; i < 3; i++) { /* of another one, and of their address */
+        call *c = begin(CHAT, TCP + 1, 0, &q.base);
+        CHECK_EQ(c->is_finished, i == 2);
+        CHECK(!c->is_finished || strstr(c->st.message, "address"));
+    }
+    CHECK(!begin(CHAT, TCP + 100, 0, &q.base)->is_finished);
+    CHECK(!begin(CHAT, 1000, 0, &q.base)->is_finished);
     down();
 }
