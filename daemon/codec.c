@@ -1142,6 +1142,16 @@ uint8_t *dd_stats_encode(const dd_stats *s, size_t *ret_len)
     r.repairs = list;
     r.n_repairs = DELTA_REPAIR_N;
     r.phase = (Deltad__V1__GetStatsResponse__Phase)s->phase;
+    Deltad__V1__GrammarStats g = DELTAD__V1__GRAMMAR_STATS__INIT;
+    g.compiled = s->grammars.compiled;
+    g.found = s->grammars.found;
+    g.refused = s->grammars.refused;
+    g.compile_ns = s->grammars.compile_ns;
+    g.kept = s->grammars.kept;
+    g.kept_bytes = s->grammars.kept_bytes;
+    g.masks = s->grammars.masks;
+    g.masks_found = s->grammars.masks_cached;
+    r.grammars = &g;
     return pack(&r.base, ret_len);
 }
 

@@ -13,6 +13,7 @@
 
 #include "base/arena.h"
 #include "daemon/codec_std.h"
+#include "daemon/grammars.h"
 #include "daemon/rpc.h"
 #include "delta/delta.h"
 
@@ -180,6 +181,7 @@ typedef struct dd_stats {
     int phase; /* 1 loading, 2 serving, 3 draining */
     delta_engine_stats engine;
     uint64_t repairs[DELTA_REPAIR_N];
+    dd_grammar_stats grammars;
 } dd_stats;
 uint8_t *dd_stats_encode(const dd_stats *s, size_t *ret_len);
 

@@ -200,6 +200,7 @@ static void on_stats(dd_service *s, dd_rpc *r)
     x.sessions = s->n_sessions;
     x.phase = s->phase == DD_LOADING ? 1 : s->phase == DD_SERVING ? 2 : 3;
     dd_engine_stats(s->engine, &x.engine);
+    dd_grammars_stats(s->grammars, &x.grammars);
     uint8_t *msg = dd_stats_encode(&x, &len);
     dd_answer(r, msg, len);
 }

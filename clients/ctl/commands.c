@@ -308,6 +308,21 @@ int ctl_status(ctl *c, int argc, char **argv)
                s->slots_used, s->slots_total, s->pages_used, s->pages_total, s->sessions_open);
         printf("tokens    %" PRIu64 " prompt, %" PRIu64 " completion, %" PRIu64 " steps\n",
                s->prompt_tokens_total, s->completion_tokens_total, s->steps_total);
+        const Deltad__V1__GrammarStats *g = s->grammars;
+        if (g && g->compiled + g->found + g->refused)
+            printf("grammars  %" PRIu64 " compiled, %" PRIu64 " used again, %" PRIu64
+                   " refused; %" PRIu64 " masks, %.0f%% of them known\n",
+                   g->compiled, g->found, g->refused, g->masks,
+                   g->masks ? 100.0 * (double)g->masks_found / (double)g->masks : 0);
+        bool mended = false;
+        for (size_t k = 0; k < s->n_repairs; k++) {
+            if (s->repairs[k]->value)
+                printf("%s%s %" PRIu64, mended ? ", " : "mended    ", s->repairs[k]->name,
+                       s->repairs[k]->value);
+            mended |= s->repairs[k]->value > 0;
+        }
+        if (mended)
+            puts("");
     }
     protobuf_c_message_free_unpacked(mi, NULL);
     protobuf_c_message_free_unpacked(ms, NULL);

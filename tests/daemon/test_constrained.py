@@ -285,6 +285,17 @@ class Forms(unittest.TestCase):
         text = "".join(e.text.text for e in inference.Generate(q, timeout=60))
         self.assertRegex(text, r"\A[0-9]{3}\Z")
 
+    def test_a_grammar_is_compiled_once(self):
+        read = lambda: model.GetStats(daemon.module(MODEL).GetStatsRequest()).grammars  # noqa: E731
+        tools, before = Dice("once").tools(), read()
+        for seed in range(4):
+            q = request(random.Random(seed), tools, tool_choice=t.ToolChoice(mode=3))
+            q.reasoning.CopyFrom(t.Reasoning(mode=2))
+            gather(inference.Chat(q, timeout=120))
+        after = read()
+        self.assertEqual((after.compiled - before.compiled, after.found - before.found), (1, 3))
+        self.assertGreater(after.masks, before.masks)
+
     def test_one_call_only(self):
         tools = Dice(3).tools()
         for seed in range(10):
