@@ -107,6 +107,14 @@ static void mark_nodes(de_auto *a, uint32_t base, uint32_t first, const uint16_t
         if (i == first)
             n->flags |= DE_NODE_NEUTRAL;
     }
+    for (int bytes = 1; bytes < 4 && first != UINT32_MAX; bytes++) /* inside a character */
+        for (uint32_t i = base; i < a->n_nodes; i++)
+            for (uint32_t k = 0; a->nodes[i].flags & DE_NODE_NEUTRAL && k < a->nodes[i].n_edges;
+                 k++) {
+                const de_edge *e = &a->edges[a->nodes[i].edges + k];
+                if (e->lo >= 0x80)
+                    a->nodes[e->to].flags |= DE_NODE_NEUTRAL;
+            }
 }
 
 static void no_tags(de_nfa *f, uint32_t in)

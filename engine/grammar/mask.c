@@ -64,13 +64,14 @@ static void clear_below(const de_trie *t, uint32_t node, uint32_t *bits)
 
 /* ---- loose places */
 
-static bool is_neutral(const delta_matcher *m, const de_place *p)
+/* From here on the slice is right. */
+static bool is_sliced(const delta_matcher *m, const de_place *p)
 {
     const de_node *n = &m->g->a.nodes[p->node];
-    return n->kind == DE_NODE_TEXT ? de_text_neutral(m, p) : (n->flags & DE_NODE_NEUTRAL) != 0;
+    return n->kind == DE_NODE_TEXT ? de_text_sliced(m, p) : (n->flags & DE_NODE_NEUTRAL) != 0;
 }
 
-/* How many more characters may come; the bounds of a key are in bytes, far away or not loose. */
+/* How many more characters may come. The bound of a key is in bytes: see key_slice(). */
 static uint32_t room(const delta_matcher *m, const de_place *p)
 {
     const de_auto *a = &m->g->a;
@@ -79,6 +80,11 @@ static uint32_t room(const delta_matcher *m, const de_place *p)
                          : n->kind == DE_NODE_STRING ? a->strings[n->arg].max
                                                      : DE_MANY;
     return max == DE_MANY ? DE_MANY : max - p->more;
+}
+
+static uint32_t key_length(const delta_matcher *m, const de_place *p)
+{
+    return p->more ? m->cells[p->more].depth : 0;
 }
 
 static bool is_loose(const delta_matcher *m, const de_place *p)
@@ -92,8 +98,7 @@ static bool is_loose(const delta_matcher *m, const de_place *p)
     case DE_NODE_STRING:
         return n->flags & DE_NODE_BETWEEN;
     case DE_NODE_KEY:
-        return n->flags & DE_NODE_BETWEEN &&
-               (!p->more || m->cells[p->more].depth + m->g->vocab->longest < DE_KEY_ENOUGH);
+        return n->flags & DE_NODE_BETWEEN && key_length(m, p) < DE_KEY_ENOUGH;
     default:
         return false;
     }
@@ -124,6 +129,19 @@ static void slice_copy(const delta_grammar_vocab *v, const de_slice *s, uint32_t
         }
 }
 
+/* Of a key with so many bytes to go: no character may begin behind them. */
+static void key_slice(const delta_grammar_vocab *v, const de_slice *s, uint32_t bytes,
+                      uint32_t *bits)
+{
+    const uint32_t sure = (bytes - 1) / 4 + 1; /* characters that fit, whatever they are */
+    slice_copy(v, s, sure, false, bits);
+    for (uint32_t i = sure < s->max_chars ? s->begin[sure + 1] : UINT32_MAX;
+         i < s->begin[s->max_chars + 1]; i++) {
+        if (s->last[i] < bytes)
+            de_bit_set(bits, s->ids[i]);
+    }
+}
+
 /* Something is pending: steps along while it is, and corrects what the slice said. */
 static void correct(delta_matcher *m, uint32_t *bits)
 {
@@ -137,10 +155,10 @@ static void correct(delta_matcher *m, uint32_t *bits)
         m->visited++;
         const uint32_t begin = up->begin + up->n;
         const uint32_t n = de_step(m, m->pool + up->begin, up->n, node->byte, m->pool + begin);
-        bool neutral = false;
+        bool sliced = false;
         for (uint32_t k = 0; k < n; k++)
-            neutral |= is_neutral(m, &m->pool[begin + k]);
-        if (neutral) { /* from here on the slice is right */
+            sliced |= is_sliced(m, &m->pool[begin + k]);
+        if (sliced) {
             i = node->skip;
             continue;
         }
@@ -169,10 +187,13 @@ static void loose(delta_matcher *m, const de_place place, uint32_t *bits)
     const delta_grammar_vocab *v = m->g->vocab;
     const bool text = m->g->a.nodes[place.node].kind == DE_NODE_TEXT;
     const de_slice *s = &v->slice[text ? DE_SLICE_TEXT : DE_SLICE_JSON];
-    slice_copy(v, s, room(m, &place), text, bits);
+    if (m->g->a.nodes[place.node].kind == DE_NODE_KEY)
+        key_slice(v, s, DE_KEY_ENOUGH - key_length(m, &place), bits);
+    else
+        slice_copy(v, s, room(m, &place), text, bits);
     m->visited += MASK_WORTH_KEEPING;
     m->pool[0] = place;
-    if (!is_neutral(m, &place))
+    if (!is_sliced(m, &place))
         correct(m, bits);
     walk(m, &s->rest, 0, 1, bits);
 }
@@ -331,7 +352,7 @@ static void mix_place(const delta_matcher *m, hasher *h, const de_place *p)
     } else if (n->kind == DE_NODE_STRING) {
         mix_count(m, h, p->more, a->strings[n->arg].min, a->strings[n->arg].max);
     } else if (n->kind == DE_NODE_KEY) { /* a long key is near its bound */
-        const uint32_t len = p->more ? m->cells[p->more].depth : 0;
+        const uint32_t len = key_length(m, p);
         mix(h, len + m->g->vocab->longest < DE_KEY_ENOUGH ? 0 : len);
     }
 }

@@ -334,10 +334,10 @@ static uint32_t text_state(const delta_matcher *m, const de_place *p)
     return p->data ? p->data & ((1u << TEXT_STATE_BITS) - 1) : m->g->vocab->text_auto.start;
 }
 
-bool de_text_neutral(const delta_matcher *m, const de_place *p)
+bool de_text_sliced(const delta_matcher *m, const de_place *p)
 {
     const de_text_info *info = &m->g->a.texts[m->g->a.nodes[p->node].arg];
-    return m->g->vocab->text_auto.marks[text_state(m, p)] & DE_TEXT_NEUTRAL &&
+    return m->g->vocab->text_auto.marks[text_state(m, p)] & DE_TEXT_SLICED &&
            !(p->data >> (TEXT_STATE_BITS + TEXT_NEST_BITS)) && (!info->no_nested || p->more);
 }
 

@@ -144,8 +144,8 @@ static inline de_place *de_places(const delta_matcher *m)
 
 /* Nothing that comes next can be wrong: no mask is needed. */
 bool de_state_free(const delta_matcher *m, const de_state *s);
-/* Is this place in free text with nothing pending? */
-bool de_text_neutral(const delta_matcher *m, const de_place *p);
+/* Is this place in free text with nothing pending (at the border of two characters, or in one)? */
+bool de_text_sliced(const delta_matcher *m, const de_place *p);
 /* Is it at the border of two characters? */
 bool de_text_between(const delta_matcher *m, const de_place *p);
 

@@ -104,6 +104,19 @@ static bool is_neutral(const de_text_auto *t, uint16_t state)
     return state == in || state == line || state == nest || state == nest_line;
 }
 
+/* Neutral states, and what the first bytes of a character lead to from there. */
+static void mark_sliced(de_text_auto *t)
+{
+    for (uint32_t i = 0; i < t->n; i++)
+        if (is_neutral(t, (uint16_t)i))
+            t->marks[i] |= DE_TEXT_NEUTRAL | DE_TEXT_SLICED;
+    for (int bytes = 1; bytes < 4; bytes++)
+        for (uint32_t i = 0; i < t->n; i++)
+            for (unsigned b = 0x80; b < 256 && t->marks[i] & DE_TEXT_SLICED; b++)
+                if (t->next[i][b] != UINT16_MAX)
+                    t->marks[t->next[i][b]] |= DE_TEXT_SLICED;
+}
+
 static int make_table(de_text_auto *t, const de_auto *a, uint16_t *marks, uint32_t n)
 {
     t->n = n;
@@ -153,9 +166,7 @@ int de_text_auto_make(de_text_auto *t, delta_error *err)
         t->start = t->next[first][1];
         t->base = t->next[first][2];
         t->nested = t->next[first][3];
-        for (uint32_t i = 0; i < t->n; i++)
-            if (is_neutral(t, (uint16_t)i))
-                t->marks[i] |= DE_TEXT_NEUTRAL;
+        mark_sliced(t);
     }
     de_nfa_done(&m.f);
     de_auto_done(&a);

@@ -148,6 +148,7 @@ static bool slice_make(de_slice *s, enum de_slice_kind kind, const entry *e, uin
     }
     ok = ok && (s->all = calloc(words, sizeof *s->all)) &&
          (s->ids = malloc((n_in ? n_in : 1) * sizeof *s->ids)) &&
+         (s->last = malloc((n_in ? n_in : 1) * sizeof *s->last)) &&
          (s->begin = calloc(s->max_chars + 2, sizeof *s->begin));
     for (uint32_t k = 1; ok && k <= DE_SLICE_SHORT; k++)
         ok = (s->upto[k] = calloc(words, sizeof **s->upto)) != NULL;
@@ -161,10 +162,15 @@ static bool slice_make(de_slice *s, enum de_slice_kind kind, const entry *e, uin
         ok = at != NULL;
         for (uint32_t i = 0; ok && i < n; i++)
             if (chars[i]) {
-                s->ids[s->begin[chars[i]] + at[chars[i]]++] = e[i].id;
+                const uint32_t k = s->begin[chars[i]] + at[chars[i]]++;
+                uint32_t last = e[i].len - 1;
+                while (last && (e[i].p[last] & 0xC0) == 0x80)
+                    last--;
+                s->ids[k] = e[i].id;
+                s->last[k] = (uint16_t)last;
                 de_bit_set(s->all, e[i].id);
-                for (uint32_t k = chars[i]; k <= DE_SLICE_SHORT; k++)
-                    de_bit_set(s->upto[k], e[i].id);
+                for (uint32_t c = chars[i]; c <= DE_SLICE_SHORT; c++)
+                    de_bit_set(s->upto[c], e[i].id);
             }
         free(at);
     }
@@ -180,6 +186,7 @@ static void slice_done(de_slice *s)
     for (uint32_t k = 0; k <= DE_SLICE_SHORT; k++)
         free(s->upto[k]);
     free(s->ids);
+    free(s->last);
     free(s->begin);
     trie_done(&s->rest);
 }

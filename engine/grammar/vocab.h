@@ -38,6 +38,7 @@ typedef struct de_slice {
     uint32_t *all;                      /* mask */
     uint32_t *upto[DE_SLICE_SHORT + 1]; /* masks: of at most k characters; [0] is NULL */
     uint32_t *ids;                      /* sorted by characters */
+    uint16_t *last;                     /* of each: where its last character begins */
     uint32_t *begin;                    /* [max_chars + 2]: those with k characters, in ids */
     uint32_t max_chars;
     de_trie
