@@ -136,8 +136,30 @@ bool dd_request_is_constrained(const dd_request *q)
             (q->tool_mode == DELTA_TOOLS_REQUIRED || q->n_tool_names || q->one_call || is_strict));
 }
 
-/* The tools as the grammar shall see them: one whose arguments are the model's affair has a name
- * only. NULL: no memory. */
+/* Adds the declared parameters of a tool, each any text. A name that the call's syntax cannot hold
+ * is left out. */
+static void add_free_parameters(dd_request *q, size_t tool, de_text *t)
+{
+    de_json *v;
+    bool any = false;
+    de_text_puts(t, ",\"parameters\":{\"type\":\"object\",\"properties\":{");
+    if (de_json_parse(&q->arena, q->tools[tool].p, q->tools[tool].len, &v, NULL) == 0) {
+        const de_json *f = de_json_get(v, "function");
+        const de_json *p = de_json_get(de_json_get(f ? f : v, "parameters"), "properties");
+        for (p = p && p->kind == DE_JSON_OBJECT ? p->child : NULL; p; p = p->next) {
+            if (p->key_len == 0 || p->key_len > 128 || strpbrk(p->key, "<>\n\r\t"))
+                continue;
+            de_text_puts(t, any ? "," : "");
+            de_json_write_string(t, p->key, p->key_len);
+            de_text_puts(t, ":{\"type\":\"string\"}");
+            any = true;
+        }
+    }
+    de_text_puts(t, "}}");
+}
+
+/* The tools as the grammar shall see them: the arguments of one that need not be held to its schema
+ * are texts. NULL: no memory. */
 static delta_str *held_tools(dd_request *q)
 {
     delta_str *list = de_arena_array(&q->arena, q->n_tools, sizeof *list);
@@ -145,10 +167,12 @@ static delta_str *held_tools(dd_request *q)
         list[i] = q->tools[i];
         if (q->tool_mode == DELTA_TOOLS_REQUIRED || q->tool_strict[i])
             continue;
+        q->arena.limit += 64 * q->tools[i].len + 4096; /* for reading it: ours, not the peer's */
         const delta_str name = dd_request_tool_name(q, i);
         de_text t = { 0 };
         de_text_puts(&t, "{\"type\":\"function\",\"function\":{\"name\":");
         de_json_write_string(&t, name.p ? name.p : "", name.len);
+        add_free_parameters(q, i, &t);
         de_text_puts(&t, "}}");
         char *copy = t.failed ? NULL : de_arena_strndup(&q->arena, t.p, t.len);
         list[i] = (delta_str){ copy, t.len };

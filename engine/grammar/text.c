@@ -68,7 +68,8 @@ static void lines(maker *m, uint32_t in, uint32_t at_start)
 
 static void patterns(maker *m, uint32_t in, uint32_t at_start)
 {
-    (void)closer(m, at_start, DE_TEXT_LINE);
+    /* As the template ends a value: what is a closing tag of the call if it does not go on. */
+    (void)then_text(m, closer(m, at_start, DE_TEXT_LINE), "\n</", DE_TEXT_FUNCTION);
     uint32_t s = then_space(m, closer(m, in, 0));
     dies(m, s, "</tool_call>");
     dies(m, s, param_close);

@@ -35,11 +35,14 @@ enum {                     /* what a state of the text automaton says of the byt
        DE_TEXT_PARAM = 2,  /* "<parameter=" at a line's start */
        DE_TEXT_NEST = 4,   /* a quoted call opened */
        DE_TEXT_UNNEST = 8, /* and closed */
-       DE_TEXT_FUNCTION = 16, /* "</parameter>", white space, "</function>" */
-       DE_TEXT_NEUTRAL = 32,  /* nothing is pending: text without '<' comes back to such a state */
-       DE_TEXT_LINE = 64,     /* what is pending of a closer had a newline before it */
-       DE_TEXT_SLICED = 128,  /* so is a neutral one in the middle of a character */
-       DE_TEXT_PENDING = 8,   /* shift: bytes of "</parameter>" that are there */
+       /* "</parameter>", white space, "</function>"; or a line "</parameter>" and then "</": while
+        * required parameters are missing the value is not data that goes on there. Otherwise a
+        * model that wants to end the call too early would be led on inside the value. */
+       DE_TEXT_FUNCTION = 16,
+       DE_TEXT_NEUTRAL = 32, /* nothing is pending: text without '<' comes back to such a state */
+       DE_TEXT_LINE = 64,    /* what is pending of a closer had a newline before it */
+       DE_TEXT_SLICED = 128, /* so is a neutral one in the middle of a character */
+       DE_TEXT_PENDING = 8,  /* shift: bytes of "</parameter>" that are there */
        DE_TEXT_PENDING_MASK = 15,
        DE_TEXT_NEST_MAX = 15,
 };

@@ -296,6 +296,33 @@ class Forms(unittest.TestCase):
         self.assertEqual((after.compiled - before.compiled, after.found - before.found), (1, 3))
         self.assertGreater(after.masks, before.masks)
 
+    def test_a_tool_that_is_not_strict_keeps_its_arguments(self):
+        weather = {"type": "function", "function": {"name": "get_weather", "description": "Get the weather for a city.", "parameters": {
+            "type": "object", "properties": {"city": {"type": "string", "description": "City name"}, "days": {"type": "integer"}},
+            "required": ["city"], "not": {}}}}  # a schema that could not be held
+        other = {"type": "function", "function": {"name": "f", "strict": True, "parameters": {"type": "object", "properties": {}}}}
+        for more in ({}, {"parallel_tool_calls": False},
+                     {"tool_choice": t.ToolChoice(allowed=t.ToolChoice.AllowedTools(mode=1, names=["get_weather"]))}):
+            q = request(random.Random(2), [weather, other], **more)
+            q.messages[0].parts[0].text = "What is the weather in Paris?"
+            q.reasoning.CopyFrom(t.Reasoning(mode=2))
+            q.sampling.CopyFrom(t.Sampling(temperature=0))
+            out = gather(inference.Chat(q, timeout=60))
+            self.assertEqual([(c.name, json.loads(c.arguments_json)) for c in out["calls"]], [("get_weather", {"city": "Paris"})], more)
+
+    def test_a_call_is_not_ended_before_its_required_parameters_are_there(self):
+        """The model would say the city alone and end: it is led to the unit, and the city stays what it was."""
+        tool = {"type": "function", "function": {"name": "get_weather", "description": "Get the weather for a city.", "parameters": {
+            "type": "object", "properties": {"city": {"type": "string", "description": "City name"}, "unit": {"enum": ["C", "F"]}},
+            "required": ["city", "unit"]}}}
+        q = request(random.Random(2), [tool], tool_choice=t.ToolChoice(mode=3))
+        q.messages[0].parts[0].text = "What is the weather in Paris?"
+        q.reasoning.CopyFrom(t.Reasoning(mode=2))
+        q.sampling.CopyFrom(t.Sampling(temperature=0))
+        (call,) = gather(inference.Chat(q, timeout=60))["calls"]
+        self.assertEqual(json.loads(call.arguments_json)["city"], "Paris")
+        self.assertIn(json.loads(call.arguments_json)["unit"], ("C", "F"))
+
     def test_one_call_only(self):
         tools = Dice(3).tools()
         for seed in range(10):
