@@ -91,6 +91,7 @@ struct delta_output {
     bool wrapped; /* a </tool_call> is due */
     const de_tool *tool;
     bool call_text; /* inside text that is being dropped */
+    bool param_cut; /* the turn ended in the opening tag of a parameter */
     de_text args;   /* of the open call, as sent */
     de_text used;   /* names of its parameters, each with a NUL behind */
     unsigned n_used;
@@ -182,6 +183,15 @@ static view look(const delta_output *p)
 static enum answer more_or_no(const view *v)
 {
     return v->last ? NO : MORE;
+}
+
+/* As if something followed: what is MORE in this view, and not to be had, is a tag that the end of
+ * the turn cut in two. */
+static view without_end(const view *v)
+{
+    view w = *v;
+    w.last = false;
+    return w;
 }
 
 /* Does `what` stand at i? */
@@ -501,7 +511,22 @@ static bool step_text(delta_output *p)
     return a != MORE;
 }
 
-/* ---- the end of a value */
+/* ---- the end of a value
+ *
+ * All that decides it stands here, down to value_end(). A closing tag is taken for one by what
+ * follows it, behind white space:
+ *
+ *   </parameter>  behind it: </function> that holds; </tool_call>; </parameter>; a call of a declared
+ *                 tool; the end of the turn; <parameter=X>, X declared and not used in this call; or
+ *                 another <parameter=X> whose first </parameter> holds by the same list
+ *   </function>   behind it: </tool_call>; a call; the end of the turn
+ *   nothing       <parameter=X> at a line's start, X declared and not used; a </function> that holds;
+ *                 </tool_call> with "<tool_call> <function=X>" or the end behind it. A misspelt
+ *                 </parameter1> just before these goes with them
+ *
+ * A tag that the end of the turn cut in two counts as whole. From "<tool_call>", newline,
+ * "<function=" at a line's start to the "</tool_call>" of that, nothing ends a value (step_nest()).
+ * engine/grammar/text.h is the same table as an automaton: change both. */
 
 static bool is_used(const delta_output *p, delta_str name)
 {
@@ -523,11 +548,14 @@ static bool is_due(const delta_output *p, delta_str name)
 /* What comes behind a "</function>" that ends at i: does it bear out that a call ended there? */
 static enum answer function_end_holds(const delta_output *p, const view *v, size_t i)
 {
+    const view w = without_end(v);
     i = skip_space(v, i);
     if (i == v->n)
         return v->last ? YES : MORE;
-    enum answer a = match(v, i, call_close);
-    return a != NO ? a : opener_at(p, v, i, false);
+    enum answer a = match(&w, i, call_close);
+    if (a == NO)
+        a = opener_at(p, &w, i, false);
+    return a == MORE && v->last ? YES : a;
 }
 
 /* Behind the "</parameter>" at the front: was it one? An undeclared or repeated parameter that
@@ -535,6 +563,7 @@ static enum answer function_end_holds(const delta_output *p, const view *v, size
  * of that chain is kept until more has come. */
 static enum answer param_end_holds(delta_output *p, const view *v)
 {
+    const view w = without_end(v);
     if (p->chain.links == 0) {
         p->chain.links = 1;
         p->chain.i = param_close.len;
@@ -543,26 +572,27 @@ static enum answer param_end_holds(delta_output *p, const view *v)
         const size_t i = skip_space(v, p->chain.i);
         if (i == v->n)
             return v->last ? YES : MORE;
-        enum answer a = match(v, i, function_close);
+        enum answer a = match(&w, i, function_close);
         if (a == YES)
             return function_end_holds(p, v, i + function_close.len);
         if (a == NO)
-            a = match(v, i, call_close);
+            a = match(&w, i, call_close);
         if (a == NO)
-            a = match(v, i, param_close);
+            a = match(&w, i, param_close);
         if (a == NO) /* closers are missing, but a call of a tool that exists follows */
-            a = opener_at(p, v, i, true);
+            a = opener_at(p, &w, i, true);
         if (a != NO)
-            return a;
+            return v->last ? YES : a;
 
-        a = match(v, i, param_open);
-        if (a != YES)
-            return a;
+        a = match(&w, i, param_open);
+        if (a == NO)
+            return NO;
         delta_str name = { NULL, 0 };
         size_t from = i + param_open.len;
-        a = param_at(v, i, &name, &from);
+        if (a == YES)
+            a = param_at(&w, i, &name, &from);
         if (a == MORE || (a == YES && is_due(p, name)))
-            return a;
+            return v->last ? YES : a;
         if (p->chain.search > from)
             from = p->chain.search;
         const char *close = memmem(v->s + from, v->n - from, param_close.p, param_close.len);
@@ -838,9 +868,12 @@ static void end_call(delta_output *p, bool complete)
 /* At a '<' between parameters. */
 static enum answer args_tag(delta_output *p, const view *v)
 {
+    const view w = without_end(v);
     delta_str name = { NULL, 0 };
     size_t end = 0;
     enum answer a = param_at(v, 0, &name, &end);
+    /* The turn ends in the tag of a parameter: whatever that was to be is missing. */
+    p->param_cut |= v->last && v->n > 1 && param_at(&w, 0, &name, &end) == MORE;
     if (a == YES) {
         begin_value(p, name);
         p->at += end;
@@ -921,13 +954,22 @@ static bool step_args(delta_output *p)
 /* Closers and the next call of the same wrapper; anything else is content. */
 static enum answer after_tag(delta_output *p, const view *v)
 {
+    const view w = without_end(v);
     size_t i = skip_space(v, 0);
     if (i == v->n)
         return more_or_no(v);
     const delta_str closers[] = { call_close, function_close, param_close };
     enum answer a;
     for (size_t k = 0; k < 3; k++) {
-        a = match(v, i, closers[k]);
+        a = match(&w, i, closers[k]);
+        if (a == MORE && v->last) { /* half a closer is no content, where one is due */
+            if (!p->wrapped)
+                return NO;
+            p->wrapped = false;
+            p->at += v->n;
+            repair(p, DELTA_REPAIR_CLOSER_MISSING);
+            return YES;
+        }
         if (a == YES) {
             if (k == 0 && p->wrapped)
                 p->wrapped = false;
@@ -1138,9 +1180,10 @@ int delta_output_finish(delta_output *p, enum delta_out_end end, const delta_out
         end_value(p, true);
         end_call(p, false);
     } else if (!p->failed && p->state == ARGS) {
-        if (end == DELTA_OUT_END_STOP)
+        const bool complete = end == DELTA_OUT_END_STOP && !p->param_cut;
+        if (complete)
             repair(p, DELTA_REPAIR_CLOSER_MISSING);
-        end_call(p, end == DELTA_OUT_END_STOP);
+        end_call(p, complete);
     }
     p->state = ENDED;
     int e = give(p, ret_events, ret_n, err);

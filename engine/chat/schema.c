@@ -163,6 +163,59 @@ static delta_str copy(de_arena *a, const char *s, size_t len)
     return (delta_str){ de_arena_strndup(a, s, len), len };
 }
 
+static size_t add_params(de_arena *a, de_tool *t, walk *w, const de_json *schema, int depth);
+
+static size_t add_params_of_all(de_arena *a, de_tool *t, walk *w, const de_json *list, int depth)
+{
+    size_t n = 0;
+    for (const de_json *s = list && list->kind == DE_JSON_ARRAY ? list->child : NULL; s;
+         s = s->next)
+        n += add_params(a, t, w, s, depth);
+    return n;
+}
+
+/* The properties of a call's schema and of the schemas that it is made of. How many there are; they
+ * are added to t unless it is NULL. Fewer: no memory. Recursion ends at DE_SCHEMA_DEPTH. */
+static size_t add_params(de_arena *a, de_tool *t, walk *w, const de_json *schema, int depth)
+{
+    if (depth >= DE_SCHEMA_DEPTH || w->steps == 0 || !schema || schema->kind != DE_JSON_OBJECT)
+        return 0;
+    w->steps--;
+    const de_json *properties = de_json_get(schema, "properties");
+    const size_t before = t ? t->n_params : 0; /* names among these may come again */
+    size_t n = 0;
+    for (const de_json *p = properties && properties->kind == DE_JSON_OBJECT ? properties->child
+                                                                             : NULL;
+         p; p = p->next) {
+        if (depth && w->steps == 0)
+            break;
+        w->steps -= depth > 0;
+        n++;
+        if (!t)
+            continue;
+        walk own = { .root = w->root, .steps = 4096 };
+        const unsigned found = types_of(&own, p, 0), types = found ? found : DE_TYPE_STRING;
+        size_t i = 0;
+        while (i < before && !de_str_eq(t->params[i].name, (delta_str){ p->key, p->key_len }))
+            i++;
+        if (i < before) {
+            t->params[i].types |= types;
+            continue;
+        }
+        const delta_str name = copy(a, p->key, p->key_len);
+        if (!name.p)
+            return 0;
+        t->params[t->n_params++] = (de_param){ name, types };
+    }
+    if (n > w->steps) /* comparing names takes its time; nobody is served by such a tool */
+        return n;
+    n += add_params(a, t, w, resolve(w->root, de_json_get(schema, "$ref")), depth + 1);
+    n += add_params_of_all(a, t, w, de_json_get(schema, "allOf"), depth + 1);
+    n += add_params_of_all(a, t, w, de_json_get(schema, "anyOf"), depth + 1);
+    n += add_params_of_all(a, t, w, de_json_get(schema, "oneOf"), depth + 1);
+    return n;
+}
+
 static int read_tool(de_arena *a, const de_json *v, de_tool *ret, delta_error *err)
 {
     const de_json *function = de_json_get(v, "function");
@@ -173,19 +226,13 @@ static int read_tool(de_arena *a, const de_json *v, de_tool *ret, delta_error *e
         return delta_fail(err, DELTA_EINVALID, "no name");
     *ret = (de_tool){ .name = copy(a, name->text, name->n) };
     const de_json *parameters = de_json_get(function, "parameters");
-    const de_json *properties = de_json_get(parameters, "properties");
-    const bool has = properties && properties->kind == DE_JSON_OBJECT;
-    ret->params = de_arena_array(a, has ? properties->n : 0, sizeof *ret->params);
-    if (!ret->name.p || !ret->params)
+    enum { STEPS = 4096 }; /* schemas looked into, and names found in inner ones */
+    walk w = { .root = parameters, .steps = STEPS };
+    const size_t n = add_params(a, NULL, &w, parameters, 0);
+    ret->params = de_arena_array(a, n, sizeof *ret->params);
+    w.steps = STEPS;
+    if (!ret->name.p || !ret->params || add_params(a, ret, &w, parameters, 0) != n)
         return delta_fail(err, DELTA_ENOMEM, "tool %s", name->text);
-    for (const de_json *p = has ? properties->child : NULL; p; p = p->next) {
-        walk w = { .root = parameters, .steps = 4096 };
-        unsigned types = types_of(&w, p, 0);
-        de_param *param = &ret->params[ret->n_params++];
-        *param = (de_param){ copy(a, p->key, p->key_len), types ? types : DE_TYPE_STRING };
-        if (!param->name.p)
-            return delta_fail(err, DELTA_ENOMEM, "tool %s", name->text);
-    }
     return 0;
 }
 
@@ -342,14 +389,18 @@ static bool literal_string(literal *l)
     return true;
 }
 
-/* Numbers must be spelled as JSON spells them; the result is parsed again. */
+static bool write_number(de_text *out, delta_str s);
+
+/* Python has .5 and 5. and +5, but no 05. */
 static bool literal_number(literal *l)
 {
     const char *from = l->s;
     while (l->s < l->end && *l->s && strchr("+-.0123456789eE", *l->s))
         l->s++;
-    de_text_add(l->out, from, (size_t)(l->s - from));
-    return l->s > from;
+    const char *digits = from + (l->s > from && (*from == '-' || *from == '+'));
+    if (l->s - digits > 1 && digits[0] == '0' && digits[1] >= '0' && digits[1] <= '9')
+        return false;
+    return write_number(l->out, (delta_str){ from, (size_t)(l->s - from) });
 }
 
 /* Recursion: at most as deep as JSON may be. */
@@ -368,14 +419,18 @@ static bool literal_value(literal *l, int depth)
 
     const bool object = c == '{';
     const char close = object ? '}' : c == '[' ? ']' : ')';
+    const size_t at = l->out->len;
+    size_t n = 0;
+    bool comma = false;
     l->s++;
     de_text_puts(l->out, object ? "{" : "[");
-    for (bool first = true; !take(l, close); first = false) {
-        if (!first && !take(l, ','))
+    for (; !take(l, close); n++) {
+        if (n && !take(l, ','))
             return false;
-        if (!first && take(l, close)) /* a comma may stand before the end */
+        comma |= n > 0;
+        if (n && take(l, close)) /* a comma may stand before the end */
             break;
-        if (!first)
+        if (n)
             de_text_puts(l->out, ",");
         skip_blanks(l);
         if (object) {
@@ -386,6 +441,11 @@ static bool literal_value(literal *l, int depth)
         }
         if (!literal_value(l, depth + 1))
             return false;
+    }
+    if (c == '(' && n == 1 && !comma && !l->out->failed) { /* no tuple, a value in parentheses */
+        memmove(l->out->p + at, l->out->p + at + 1, l->out->len - at - 1);
+        l->out->len--;
+        return true;
     }
     de_text_puts(l->out, object ? "}" : "]");
     return true;
@@ -488,9 +548,12 @@ static bool equals_any_case(delta_str s, const char *word)
 
 enum nested { NESTED_NO, NESTED_STRING, NESTED_YES };
 
+/* DE_JSON_DEPTH if a number in it is not finite: such a value is not passed on. */
 static int depth_of(const de_json *v)
 {
     int most = 0;
+    if (v->kind == DE_JSON_NUMBER && !isfinite(strtod(v->text, NULL)))
+        return DE_JSON_DEPTH;
     for (const de_json *c = v->child; c; c = c->next) {
         const int depth = depth_of(c);
         most = depth > most ? depth : most;
@@ -552,7 +615,9 @@ static bool write_nested(de_text *out, delta_str s)
 
 bool de_value_write(de_text *out, delta_str text, unsigned types)
 {
-    const delta_str s = types & ~(unsigned)(DE_TYPE_STRING | DE_TYPE_NULL) ? de_strip(text) : text;
+    /* White space around a value is part of a string, where only strings are to be told from null. */
+    const bool text_or_null = (types & ~(unsigned)DE_TYPE_NULL) == DE_TYPE_STRING;
+    const delta_str s = text_or_null ? text : de_strip(text);
     if (types & DE_TYPE_NULL && (de_str_eq(s, DE_STR("null")) || de_str_eq(s, DE_STR("None")))) {
         de_text_puts(out, "null");
         return true;
