@@ -161,6 +161,54 @@ TEST(output_streams_a_string_value_as_it_comes)
     delta_output_free(p);
 }
 
+/* Bytes that a piece of JSON string stands for. */
+static size_t unescaped(const char *s, size_t n)
+{
+    size_t count = 0;
+    for (size_t i = 0; i < n; i++, count++)
+        if (s[i] == '\\')
+            i += s[i + 1] == 'u' ? 5 : 1;
+    return count;
+}
+
+/* Reasoning, content and string values come out as they go in: all but the last few bytes. */
+TEST(output_holds_back_a_few_bytes_of_a_text)
+{
+    enum { HELD = 40, PIECES = 4000 }; /* HELD: the longest beginning of a tag, and white space */
+    static const char *const pieces[] = { "word ",       "a < b, ",  "<b>",         "</p",
+                                          "\n",          "</param",  "if (x << 3)", "</function",
+                                          "<tool_call",  "\"q\"",    "\\n",         "</thin",
+                                          "<parameter=", "\xC3\xA9", "<<<<",        "\t",
+                                          "</>",         "```" };
+    static const char *const heads[] = { "", "x</think>",
+                                         "<tool_call>\n<function=write>\n"
+                                         "<parameter=path>\n" };
+    static const enum delta_out_kind kinds[] = { DELTA_OUT_REASONING, DELTA_OUT_CONTENT,
+                                                 DELTA_OUT_CALL_ARGS };
+    for (int k = 0; k < 3; k++) {
+        set s;
+        options(&s);
+        s.o.thinking = k < 2;
+        delta_output *p = NULL;
+        const delta_out_event *e;
+        size_t n, in = 0, out = 0;
+        REQUIRE(delta_output_new(&s.o, &p, NULL) == 0);
+        REQUIRE(delta_output_push(p, heads[k], strlen(heads[k]), false, &e, &n, NULL) == 0);
+        for (int i = 0; i < PIECES; i++) {
+            const char *piece = pieces[rnd() % (sizeof pieces / sizeof *pieces)];
+            REQUIRE(delta_output_push(p, piece, strlen(piece), false, &e, &n, NULL) == 0);
+            in += strlen(piece);
+            for (size_t j = 0; j < n; j++) {
+                CHECK(e[j].kind == kinds[k]);
+                out += k < 2 ? e[j].text.len : unescaped(e[j].text.p, e[j].text.len);
+            }
+            if (out + HELD < in)
+                TAP_FAIL("of %zu bytes only %zu are out", in, out);
+        }
+        delta_output_free(p);
+    }
+}
+
 TEST(output_takes_no_calls_where_there_are_none_to_take)
 {
     set s;
