@@ -7,12 +7,14 @@
 
 #include <assert.h>
 #include <stdatomic.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
 #include "base/bits.h"
 #include "base/clock.h"
+#include "daemon/line.h"
 
 enum { WISH_RUN = 1, WISH_CANCEL = 2, WISH_PAUSE = 4, WISH_RESUME = 8, WISH_FREE = 16 };
 enum { IDLE_MS = 1000 };
@@ -25,8 +27,8 @@ struct dd_timeline {
     /* engine thread only */
     delta_session *session;
     dd_timeline *prev, *next; /* of all that have a session or wait */
-    dd_timeline *waits_next;
-    bool is_listed, is_waiting, is_running, was_told_queued;
+    dd_place place;           /* in line, if it waits */
+    bool is_listed, is_waiting, is_running, is_paused;
 };
 
 typedef struct batch {
@@ -50,8 +52,9 @@ struct dd_engine {
     delta_engine *engine; /* written before READY is sent */
     /* engine thread only */
     batch *out;
-    dd_timeline *all, *waiting;
-    uint32_t n_running;
+    dd_timeline *all;
+    dd_line waiting;
+    uint32_t n_running, n_paused; /* of them */
     bool has_room_changed;
     delta_error fault;
     uint64_t told_ns;
@@ -159,28 +162,33 @@ static void drop_session(dd_engine *e, dd_timeline *t)
     unlist(e, t);
 }
 
+static dd_timeline *first_waiting(const dd_engine *e)
+{
+    dd_place *p = e->waiting.first;
+    return p ? (dd_timeline *)((char *)p - offsetof(dd_timeline, place)) : NULL;
+}
+
 static void unwait(dd_engine *e, dd_timeline *t)
 {
-    for (dd_timeline **p = &e->waiting; *p; p = &(*p)->waits_next)
-        if (*p == t) {
-            *p = t->waits_next;
-            break;
-        }
+    dd_line_remove(&e->waiting, &t->place);
     t->is_waiting = false;
 }
 
+/* Its rank is set. One that has waited before keeps its place. */
 static void wait_for_room(dd_engine *e, dd_timeline *t)
 {
-    dd_timeline **p = &e->waiting;
-    uint32_t before = 0;
-    while (*p && (*p)->run.priority >= t->run.priority) {
-        p = &(*p)->waits_next;
-        before++;
-    }
-    t->waits_next = *p;
-    *p = t;
     t->is_waiting = true;
+    uint32_t before = dd_line_add(&e->waiting, &t->place);
     tell(e, &(dd_note){ .kind = DD_NOTE_QUEUED, .run = t->run.id, .n = before });
+}
+
+static void pause_run(dd_engine *e, dd_timeline *t, bool paused)
+{
+    if (t->is_paused == paused)
+        return;
+    t->is_paused = paused;
+    e->n_paused += paused ? 1 : -1;
+    delta_session_pause(t->session, paused);
 }
 
 /* The run's last note. The loop may free the timeline as soon as it is sent. */
@@ -194,8 +202,10 @@ static void end_run(dd_engine *e, dd_timeline *t, dd_note n)
         n.n_timeline = (uint32_t)len;
         n.last_token = len ? ids[len - 1] : UINT32_MAX;
     }
-    if (t->is_running)
+    if (t->is_running) {
+        pause_run(e, t, false);
         e->n_running--;
+    }
     t->is_running = false;
     e->has_room_changed = true;
     if (!t->keep)
@@ -250,16 +260,13 @@ static bool start(dd_engine *e, dd_timeline *t)
 
 static void try_waiting(dd_engine *e)
 {
-    while (e->waiting && e->has_room_changed) {
+    dd_timeline *t;
+    while (e->has_room_changed && first_waiting(e)) {
         e->has_room_changed = false;
-        while (e->waiting) {
-            dd_timeline *t = e->waiting;
+        while ((t = first_waiting(e))) {
             unwait(e, t); /* a run that ends at once may be freed by the loop */
             if (!start(e, t)) {
-                t->waits_next = e->waiting;
-                e->waiting = t;
-                t->is_waiting = true;
-                tell(e, &(dd_note){ .kind = DD_NOTE_QUEUED, .run = t->run.id });
+                wait_for_room(e, t);
                 break;
             }
         }
@@ -278,8 +285,8 @@ static void grant(dd_engine *e, dd_timeline *t, uint32_t wishes)
             end_run(e, t, (dd_note){ .finish = DELTA_FINISH_CANCELLED });
             return;
         }
-        /* Nobody overtakes those that wait, unless by priority. */
-        if ((e->waiting && e->waiting->run.priority >= t->run.priority) || !start(e, t))
+        t->place.rank = dd_line_rank(de_now_ns(), t->run.priority);
+        if (!dd_line_is_next(&e->waiting, t->place.rank) || !start(e, t))
             wait_for_room(e, t);
         return;
     }
@@ -290,13 +297,13 @@ static void grant(dd_engine *e, dd_timeline *t, uint32_t wishes)
             return;
         }
         if (t->is_running) {
-            delta_session_pause(t->session, false);
+            pause_run(e, t, false);
             delta_session_cancel(t->session);
             return;
         }
     }
     if (t->is_running && (wishes & (WISH_PAUSE | WISH_RESUME)))
-        delta_session_pause(t->session, (wishes & WISH_PAUSE) != 0);
+        pause_run(e, t, (wishes & WISH_PAUSE) != 0);
 }
 
 /* ---- the thread */
@@ -411,7 +418,7 @@ static void *thread_main(void *arg)
     }
     send_out(e);
     for (;;) {
-        bool idle = e->n_running == 0;
+        bool idle = e->n_running == e->n_paused; /* until somebody wishes something */
         dd_mail *m;
         uint32_t wishes;
         while ((m = dd_mailbox_take(&e->box, idle ? IDLE_MS : 0, &wishes))) {
@@ -422,7 +429,7 @@ static void *thread_main(void *arg)
             break;
         try_waiting(e);
         send_out(e); /* who was started hears of it before the step */
-        if (e->n_running && !e->fault.code) {
+        if (e->n_running > e->n_paused && !e->fault.code) {
             const delta_event *events = NULL;
             size_t n = 0;
             if (delta_step(e->engine, &events, &n, &err) < 0)
@@ -430,8 +437,6 @@ static void *thread_main(void *arg)
             else
                 for (size_t i = 0; i < n; i++)
                     on_event(e, &events[i]);
-            if (n == 0 && !e->fault.code) /* all that run are paused */
-                (void)nanosleep(&(struct timespec){ .tv_nsec = 1000 * 1000 }, NULL);
         }
         try_waiting(e);
         if (e->engine)

@@ -2,8 +2,8 @@
  *
  * A timeline is a sequence at the engine: of one request, or of a named session over many turns.
  * One run at a time: append tokens, and generate after them or not. If the engine has no room the
- * run waits here, by priority and then first come first served, and is tried again whenever a
- * sequence gave up its place.
+ * run waits here in line (line.h) and is tried again whenever a sequence gave up its place. With
+ * nothing to compute, or when the readers of all that run are slow, the thread sleeps.
  *
  * Every run ends with exactly one FINISHED note; until then what the run points to must stay.
  * After it a timeline without `keep` has no engine session any more.

@@ -52,6 +52,7 @@ struct conn {
     uint32_t n_calls;
     size_t held_bytes; /* answers of unary calls that have not finished */
     bool is_marked, is_closed, is_failed;
+    bool is_stalled; /* its calls were ended, and it has taken nothing since */
 };
 
 struct dd_ttrpc_server {
@@ -321,6 +322,7 @@ static void flush(conn *c)
         }
         c->out_at += (size_t)n;
         c->progress_ns = uv_hrtime();
+        c->is_stalled = false;
     }
     if (c->out_size > DD_TTRPC_QUEUE_BYTES && !c->is_closed) { /* a big answer has gone */
         free(c->out);
@@ -553,16 +555,31 @@ static void on_turn(uv_idle_t *h)
     }
 }
 
+/* The calls of one who takes nothing end, and he is told why if he ever reads on; if he takes
+ * nothing for as long again he is sent away. */
+static void cut_stalled(conn *c)
+{
+    if (c->is_stalled || !c->calls) {
+        dd_log(DD_LOG_INFO, "%s, ttrpc: takes nothing; closed", c->peer.text);
+        close_conn(c);
+        return;
+    }
+    dd_log(DD_LOG_INFO, "%s, ttrpc: takes nothing; calls cancelled", c->peer.text);
+    c->is_stalled = true;
+    c->progress_ns = uv_hrtime();
+    while (c->calls)
+        end_early(c->calls, DD_RESOURCE_EXHAUSTED, "STALLED",
+                  "the client took no messages for stall_limit");
+}
+
 static void on_sweep(uv_timer_t *h)
 {
     dd_ttrpc_server *t = h->data;
     uint64_t now = uv_hrtime();
     for (conn *c = t->conns, *next; c; c = next) {
         next = c->next;
-        if (queued(c) && now - c->progress_ns > t->config->limits.stall_limit_ns) {
-            dd_log(DD_LOG_INFO, "%s, ttrpc: takes nothing; closed", c->peer.text);
-            close_conn(c);
-        }
+        if (queued(c) && now - c->progress_ns > t->config->limits.stall_limit_ns)
+            cut_stalled(c);
     }
 }
 

@@ -199,9 +199,23 @@ class Stalled(Base):
             self.assertEqual(stats(self.d)[4], sent, "it goes on producing")
             self.assertLess(sent, 600)  # 64 KiB of ours and what the kernel holds
             self.d.wait_until(lambda: stats(self.d)[0] == 0, 5)
+            time.sleep(2)  # he has had his second chance
             with self.assertRaises((EOFError, ConnectionError)):
                 while True:
                     c.read_frame()
+
+    def test_a_reader_that_stalls_on_ttrpc_and_reads_on_is_told_why(self):
+        with ttrpc.Client(str(self.d.ttrpc)) as c:
+            streams = [c.start(METHOD + "Stream", b"0 1000") for _ in range(2)]
+            self.d.wait_until(lambda: stats(self.d)[0] == 2, 5)
+            self.d.wait_until(lambda: stats(self.d)[0] == 0, 5)
+            for s in streams:
+                with self.assertRaises(ttrpc.Error) as caught:
+                    for _ in c.messages(s):
+                        pass
+                self.assertEqual(caught.exception.code, 8)
+                self.assertIn("stall_limit", str(caught.exception))
+            self.assertEqual(c.unary(METHOD + "Unary", b"abc"), b"abc")
 
 
 class Ttrpc(Base):

@@ -261,6 +261,20 @@ static int get_code(const char *id, uint32_t uid)
     return (int)begin(SESSION_PATH("GetSession"), uid, 0, &q.base)->st.code;
 }
 
+static unsigned n_busy(void)
+{
+    Deltad__V1__GetStatsRequest q = DELTAD__V1__GET_STATS_REQUEST__INIT;
+    call *c = begin("/deltad.v1.ModelService/GetStats", 1000, 0, &q.base);
+    Deltad__V1__GetStatsResponse *r =
+        deltad__v1__get_stats_response__unpack(NULL, c->sent[0].len, c->sent[0].p);
+    unsigned n = r->requests_running + r->requests_queued;
+    deltad__v1__get_stats_response__free_unpacked(r, NULL);
+    free(c->sent[0].p);
+    free(c);
+    n_calls--;
+    return n;
+}
+
 TEST(chat_tells_accepted_first_then_text_then_finished_with_rising_numbers)
 {
     up("{\"reply\": \"I think.</think>\\n\\nHello you there.\"}");
@@ -450,6 +464,51 @@ TEST(slow_reader_gets_everything_and_holds_nobody_up)
     down();
 }
 
+/* It looked a thousand times a second whether the reader had taken something. */
+TEST(engine_thread_sleeps_while_the_readers_of_all_that_run_are_slow)
+{
+    up("{\"reply\": \"x</think>\\n\\none two three four five six seven eight nine ten\"}");
+    Deltad__V1__ChatRequest q = chat_of("Hi.");
+    Deltad__V1__Include include[] = { DELTAD__V1__INCLUDE__INCLUDE_TOKENS };
+    stopping.max_tokens_opt_case = DELTAD__V1__STOPPING__MAX_TOKENS_OPT_MAX_TOKENS;
+    stopping.max_tokens = 2000;
+    stopping.ignore_eos = true;
+    q.stopping = &stopping;
+    q.include = include;
+    q.n_include = 1;
+    call *c = begin(CHAT, 1000, 0, &q.base);
+    c->holds = true;
+    for (int i = 0; i < 500; i++)
+        turn();
+    uint64_t before = dd_service_heartbeat(service);
+    for (uint64_t until = de_now_ns() + 400000000; de_now_ns() < until;)
+        turn();
+    uint64_t beats = dd_service_heartbeat(service) - before;
+    printf("# %u turns of the engine thread in 400 ms\n", (unsigned)beats);
+    CHECK(beats <= 2);
+    c->holds = false;
+    UNTIL(c->is_finished);
+    CHECK_EQ(reason(c), 3);
+    q = chat_of("Hi.");
+    call *d = begin(CHAT, 1000, 0, &q.base); /* awake again */
+    UNTIL(d->is_finished);
+    CHECK_EQ(d->st.code, DD_OK);
+    /* One that is cancelled while it is paused ends, too. */
+    stopping.max_tokens_opt_case = DELTAD__V1__STOPPING__MAX_TOKENS_OPT_MAX_TOKENS;
+    stopping.max_tokens = 2000;
+    stopping.ignore_eos = true;
+    q.stopping = &stopping;
+    q.include = include;
+    q.n_include = 1;
+    c = begin(CHAT, 1000, 0, &q.base);
+    c->holds = true;
+    for (int i = 0; i < 500; i++)
+        turn();
+    dd_service_closed(service, &c->rpc);
+    UNTIL(n_busy() == 0);
+    down();
+}
+
 TEST(cancel_is_for_the_same_user_and_ends_the_stream_in_order)
 {
     up("{\"tokens_per_second\": 100, \"reply\": \"one two three four five six seven eight nine ten "
@@ -609,20 +668,6 @@ static Deltad__V1__TokenizeRequest tokenize_of(const char *text)
     q.text = (char *)text;
     return q;
 }
-static unsigned n_busy(void)
-{
-    Deltad__V1__GetStatsRequest q = DELTAD__V1__GET_STATS_REQUEST__INIT;
-    call *c = begin("/deltad.v1.ModelService/GetStats", 1000, 0, &q.base);
-    Deltad__V1__GetStatsResponse *r =
-        deltad__v1__get_stats_response__unpack(NULL, c->sent[0].len, c->sent[0].p);
-    unsigned n = r->requests_running + r->requests_queued;
-    deltad__v1__get_stats_response__free_unpacked(r, NULL);
-    free(c->sent[0].p);
-    free(c);
-    n_calls--;
-    return n;
-}
-
 TEST(long_prompt_is_prepared_beside_the_loop_and_answered_as_a_short_one)
 {
     up("{\"reply\": \"x</think>\\n\\nyes.\"}");
