@@ -548,11 +548,12 @@ static bool equals_any_case(delta_str s, const char *word)
 
 enum nested { NESTED_NO, NESTED_STRING, NESTED_YES };
 
-/* DE_JSON_DEPTH if a number in it is not finite: such a value is not passed on. */
+/* DE_JSON_DEPTH if a number in it is not finite: such a value is not passed on. Integers always are
+ * finite: they keep their digits, however many. */
 static int depth_of(const de_json *v)
 {
     int most = 0;
-    if (v->kind == DE_JSON_NUMBER && !isfinite(strtod(v->text, NULL)))
+    if (v->kind == DE_JSON_NUMBER && strpbrk(v->text, ".eE") && !isfinite(strtod(v->text, NULL)))
         return DE_JSON_DEPTH;
     for (const de_json *c = v->child; c; c = c->next) {
         const int depth = depth_of(c);
