@@ -357,20 +357,23 @@ static uint32_t search_rule(first_search *s, uint32_t rule, unsigned depth)
     return found;
 }
 
-uint32_t de_auto_left_recursion(const de_auto *a)
+uint32_t de_auto_left_recursion(de_auto *a)
 {
     first_search s = { .a = a,
                        .nullable = calloc(a->n_rules + 1, 1),
                        .state = calloc(a->n_rules + 1, 1),
                        .seen = calloc(a->n_nodes + 1, 1) };
-    uint32_t found = s.nullable && s.state && s.seen ? UINT32_MAX : 0;
-    for (bool more = found == UINT32_MAX; more;) {
+    const bool have_all = s.nullable && s.state && s.seen;
+    uint32_t found = UINT32_MAX;
+    if (!have_all)
+        a->code = DELTA_ENOMEM;
+    for (bool more = have_all; more;) {
         more = false;
         for (uint32_t r = 0; r < a->n_rules; r++)
             if (!s.nullable[r] && a->rules[r] != UINT32_MAX && passes(&s, a->rules[r], 0))
                 s.nullable[r] = more = 1;
     }
-    for (uint32_t r = 0; found == UINT32_MAX && r < a->n_rules; r++)
+    for (uint32_t r = 0; have_all && found == UINT32_MAX && r < a->n_rules; r++)
         found = search_rule(&s, r, 0);
     free(s.nullable);
     free(s.state);

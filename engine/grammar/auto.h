@@ -203,7 +203,7 @@ void de_rule_make_nfa(de_auto *a, uint32_t rule, de_nfa *f, uint32_t start, uint
  * before it read a byte (its number, or UINT32_MAX)? */
 void de_auto_trim(de_auto *a);
 bool de_rule_matches(const de_auto *a, uint32_t rule);
-uint32_t de_auto_left_recursion(const de_auto *a);
+uint32_t de_auto_left_recursion(de_auto *a); /* a rule, or UINT32_MAX; ENOMEM into a->code */
 
 const de_edge *de_node_edge(const de_auto *a, const de_node *n, uint8_t byte); /* or NULL */
 

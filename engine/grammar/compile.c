@@ -226,15 +226,18 @@ static int check_spec(const delta_grammar_spec *s, delta_error *err)
 static int finish(delta_grammar *g, delta_error *err)
 {
     de_auto *a = &g->a;
+    uint32_t left = UINT32_MAX;
     if (!a->code)
         de_auto_trim(a);
+    if (!a->code)
+        left = de_auto_left_recursion(a);
     if (a->code == DELTA_ELIMIT)
         return delta_fail(err, DELTA_ELIMIT,
                           "grammar: more than %d states, %d MB or %d ms of compiling",
                           DELTA_GRAMMAR_NODES, DELTA_GRAMMAR_BYTES >> 20, DELTA_GRAMMAR_TIME_MS);
     if (a->code)
         return delta_fail(err, a->code, "grammar: %u states", a->n_nodes);
-    if (de_auto_left_recursion(a) != UINT32_MAX)
+    if (left != UINT32_MAX)
         return delta_fail(err, DELTA_EINVALID, "grammar: a rule begins with itself");
     for (uint32_t i = 0; i < a->n_tools; i++)
         for (uint32_t k = 0; k < a->tools[i].n_params; k++) {

@@ -31,9 +31,10 @@ static void add(de_nfa *f, uint32_t from, de_nfa_edge e)
     if (f->a->code)
         return;
     de_nfa_edge *edges = de_auto_grow(f->a, f->edges, f->n_edges, &f->cap_edges, sizeof *f->edges);
-    if (!edges)
+    if (edges)
+        f->edges = edges;
+    if (f->a->code) /* it did not grow */
         return;
-    f->edges = edges;
     e.next = f->first[from];
     f->edges[f->n_edges] = e;
     f->first[from] = f->n_edges++;
@@ -369,9 +370,10 @@ static uint32_t work_end(subsets *s)
     }
     memcpy(s->pool + s->n_pool, s->work, s->n_work * sizeof *s->work);
     subset *sets = de_auto_grow(a, s->sets, s->n_sets, &s->cap_sets, sizeof *sets);
-    if (!sets)
+    if (sets)
+        s->sets = sets;
+    if (a->code) /* it did not grow */
         return UINT32_MAX;
-    s->sets = sets;
     sets[s->n_sets] = (subset){ s->n_pool, s->n_work, hash, marks };
     s->n_pool += s->n_work;
     s->table[k] = ++s->n_sets;

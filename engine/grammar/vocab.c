@@ -246,8 +246,9 @@ int delta_grammar_vocab_new(const delta_tokenizer *t, uint32_t n_vocab, const ui
     delta_grammar_vocab *v = calloc(1, sizeof *v);
     entry *e = malloc(((size_t)n_ids + 1) * sizeof *e);
     bool ok = v && e;
+    if (v)
+        atomic_init(&v->refs, 1); /* it may be freed below */
     if (ok) {
-        atomic_init(&v->refs, 1);
         v->tok = t;
         v->n_vocab = n_vocab;
         v->words = n_vocab / 32 + (n_vocab % 32 != 0);

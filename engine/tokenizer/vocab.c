@@ -434,7 +434,8 @@ static int read_json(const char *dir, const char *name, bool needed, de_arena *a
 {
     char *path = de_path_join(dir, name), *text = NULL;
     size_t len;
-    int code = path ? de_file_read(path, FILE_MAX, &text, &len, err) : DELTA_ENOMEM;
+    int code = path ? de_file_read(path, FILE_MAX, &text, &len, err)
+                    : delta_fail(err, DELTA_ENOMEM, "path of %s", name);
     if (code == 0) {
         code = de_json_parse(a, text, len, ret_v, err);
         if (code < 0)
@@ -631,7 +632,8 @@ int delta_tokenize(const delta_tokenizer *t, const char *text, size_t len, bool 
         return delta_fail(err, DELTA_EINVALID, "text: byte %zu is no UTF-8", bad);
     de_ids ids = { .cap = len / 3 + 16 };
     ids.p = malloc(ids.cap * sizeof *ids.p);
-    ids.failed = !ids.p;
+    if (!ids.p)
+        return delta_fail(err, DELTA_ENOMEM, "tokens of %zu bytes of text", len);
     while (!plain && p < end) {
         const de_added *a =
             t->added_first[*p] < t->added_first[*p + 1] ? added_at(t, p, end) : NULL;
