@@ -1182,7 +1182,7 @@ uint8_t *dd_render_encode(const delta_rendered *r, size_t n_spans, const uint32_
     dd_wire_out o = { 0 };
     Deltad__V1__RenderPromptResponse m = DELTAD__V1__RENDER_PROMPT_RESPONSE__INIT;
     size_t len = 0;
-    m.text = r->text;
+    dd_wire_put_bytes(&o, 1, r->text, r->len); /* a NUL would end it in m */
     m.ids = (uint32_t *)ids;
     m.n_ids = omit_ids ? 0 : n_ids;
     m.n_tokens = (uint32_t)n_ids;

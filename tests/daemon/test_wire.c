@@ -218,3 +218,30 @@ TEST(tool_of_name_description_and_schema_becomes_the_json_of_the_template)
     dd_request_done(&r);
     free(o.data);
 }
+
+/* An answer that comes back by its calls' ids is rendered as it was sampled, NUL and all; it was cut
+ * there on its way out. */
+TEST(rendered_prompt_with_a_nul_is_whole)
+{
+    static char text[] = "a\0b";
+    static delta_span span = { 0, 3 };
+    static const uint32_t ids[] = { 7, 300 };
+    const delta_rendered rendered = { text, 3, &span };
+    bool has_text = false;
+    uint64_t n_tokens = 0;
+    size_t n_ids = 0, n_spans = 0, len = 0;
+    uint8_t *msg = dd_render_encode(&rendered, 1, ids, 2, false, &len);
+    REQUIRE(msg);
+    dd_bytes rest = { msg, len };
+    for (dd_wire_field f; dd_wire_next(&rest, &f) > 0;) {
+        has_text |= f.number == 1 && f.bytes.len == 3 && memcmp(f.bytes.data, text, 3) == 0;
+        n_ids += f.number == 2 ? f.bytes.len : 0;
+        n_spans += f.number == 3;
+        n_tokens = f.number == 4 ? f.value : n_tokens;
+    }
+    CHECK(has_text);
+    CHECK_EQ(n_ids, 3); /* packed varints */
+    CHECK_EQ(n_spans, 1);
+    CHECK_EQ(n_tokens, 2);
+    free(msg);
+}

@@ -426,6 +426,54 @@ TEST(session_asked_to_forget_reasoning_computes_a_prompt_without_it)
     down();
 }
 
+/* The transcript's texts end at a NUL where they are unpacked, so none may be in it. */
+TEST(session_whose_answer_has_a_nul_is_computed_again_as_it_was)
+{
+    up("{\"busy_sessions\": 2, \"replies\": [{\"prompt\": \"First\", \"text\": "
+       "\"before\\u0000after the nul there is "
+       "more\"}], "
+       "\"reply\": \"yes.\"}");
+    uint32_t n[2];
+    for (int again = 0; again < 2; again++) {
+        char id[64];
+        (void)snprintf(id, sizeof id, "%s", new_session(false, false, 0, NULL));
+        Deltad__V1__ChatRequest q = chat_of("First?");
+        q.session_id = id;
+        reasoning.mode = DELTAD__V1__REASONING__MODE__MODE_OFF;
+        q.reasoning = &reasoning;
+        call *a = begin(CHAT, 1000, 0, &q.base);
+        UNTIL(a->is_finished);
+        CHECK_EQ(a->st.code, DD_OK);
+        Deltad__V1__GetSessionRequest g = DELTAD__V1__GET_SESSION_REQUEST__INIT;
+        g.session_id = id;
+        g.with_messages = true;
+        call *got = begin(SESSION_PATH("GetSession"), 1000, 0, &g.base);
+        CHECK(memmem(got->sent[0].p, got->sent[0].len,
+                     "before\xef\xbf\xbd"
+                     "after the nul",
+                     22));
+        if (again) { /* another one takes its place at the engine */
+            q = chat_of("Third?");
+            call *other = begin(CHAT, 1000, 0, &q.base);
+            UNTIL(other->is_finished);
+            CHECK_EQ(other->st.code, DD_OK);
+        }
+        q = chat_of("Second?");
+        q.session_id = id;
+        reasoning.mode = DELTAD__V1__REASONING__MODE__MODE_OFF;
+        q.reasoning = &reasoning;
+        call *b = begin(CHAT, 1000, 0, &q.base);
+        UNTIL(b->is_finished);
+        CHECK_EQ(b->st.code, DD_OK);
+        n[again] = prompt_tokens(b);
+        Deltad__V1__CloseSessionRequest x = DELTAD__V1__CLOSE_SESSION_REQUEST__INIT;
+        x.session_id = id;
+        CHECK_EQ(begin(SESSION_PATH("CloseSession"), 1000, 0, &x.base)->st.code, DD_OK);
+    }
+    CHECK_EQ(n[0], n[1]);
+    down();
+}
+
 TEST(slow_reader_gets_everything_and_holds_nobody_up)
 {
     static char script[300000], *p = script;
