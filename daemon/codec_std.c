@@ -247,6 +247,14 @@ static void put_retry_info(dd_wire_out *o, const dd_status *st)
     put_detail(o, "type.googleapis.com/google.rpc.RetryInfo", &retry);
 }
 
+static void put_resource_info(dd_wire_out *o, const dd_status *st)
+{
+    dd_wire_out resource = { 0 };
+    dd_wire_put_bytes(&resource, 1, st->missing, strlen(st->missing));
+    put_text(&resource, 2, st->missing_name, sizeof st->missing_name);
+    put_detail(o, "type.googleapis.com/google.rpc.ResourceInfo", &resource);
+}
+
 static void put_status(dd_wire_out *o, const dd_status *st)
 {
     if (st->code != DD_OK)
@@ -257,6 +265,8 @@ static void put_status(dd_wire_out *o, const dd_status *st)
     put_error_info(o, st);
     if (st->field[0])
         put_bad_request(o, st);
+    if (st->missing)
+        put_resource_info(o, st);
     if (st->retry_ms)
         put_retry_info(o, st);
 }

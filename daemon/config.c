@@ -750,6 +750,24 @@ static int next_flag(int argc, char **argv, int *i, const struct flag **ret_f,
     return 0;
 }
 
+/* A setting by its flag. The path of a socket may be relative here, where it is clear to what; what
+ * is kept is absolute, and so it stays where somebody else reads it. */
+static int set_by_flag(dd_config *c, const struct flag *f, const char *value, delta_error *err)
+{
+    char path[4096 + 128];
+    const struct key *k = find_key(f->section, f->key);
+    bool is_socket = strcmp(f->section, "server") == 0 && strcmp(f->key, "listen") != 0;
+    if (is_socket && value[0] && value[0] != '/') {
+        if (!getcwd(path, 4096))
+            return delta_fail(err, DELTA_EIO, "\"%.100s\": %s", value, strerror(errno));
+        size_t n = strlen(path);
+        value += strncmp(value, "./", 2) == 0 ? 2 : 0;
+        (void)snprintf(path + n, sizeof path - n, "%s%.120s", path[n - 1] == '/' ? "" : "/", value);
+        value = path;
+    }
+    return set(c, k, value, err);
+}
+
 /* Two passes: the file first (its name is a flag), then the flags that win over it. */
 static int load(int argc, char **argv, dd_config *c, enum dd_action *action, delta_error *err)
 {
@@ -777,7 +795,7 @@ static int load(int argc, char **argv, dd_config *c, enum dd_action *action, del
     for (size_t j = 1; j < N_FLAGS; j++) {
         if (!given[j] || !flags[j].key)
             continue;
-        if (set(c, find_key(flags[j].section, flags[j].key), values[j], err) < 0) {
+        if (set_by_flag(c, &flags[j], values[j], err) < 0) {
             delta_error_prefix(err, "--%s", flags[j].name);
             if (err)
                 err->code = DELTA_EINVALID;

@@ -902,8 +902,11 @@ void dd_live_cancel_call(dd_service *s, dd_rpc *r, const uint8_t *msg, size_t le
         for (l = s->live; l; l = l->next)
             if (l->rpc && may_cancel(&r->peer, l) && strcmp(l->request_id, q.request_id) == 0)
                 break;
-        if (!l)
+        if (!l) {
             dd_status_set(&st, DD_NOT_FOUND, "REQUEST_UNKNOWN", "no request of this id is running");
+            st.missing = "deltad.v1.Request";
+            (void)snprintf(st.missing_name, sizeof st.missing_name, "%s", q.request_id);
+        }
     }
     if (l) {
         dd_live_cancel(l, DD_END_CANCEL);

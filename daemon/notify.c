@@ -67,10 +67,10 @@ static void feed(uv_timer_t *t)
 static void tell(const char *what, const char *status)
 {
     char text[512];
-    int len = snprintf(text, sizeof text, "%s%sSTATUS=%s", what, what[0] ? "\n" : "", status);
+    int len = snprintf(text, sizeof text, "%s\nSTATUS=%s", what, status);
     if (len < 0)
         return;
-    for (char *s = text + strlen(what) + (what[0] != 0); *s; s++)
+    for (char *s = text + strlen(what) + 1; *s; s++)
         if (*s == '\n')
             *s = ' ';
     (void)sd_notify(0, text);
@@ -116,12 +116,6 @@ void dd_notify_stopping(dd_notify *n, const char *status)
 {
     (void)n;
     tell("STOPPING=1", status);
-}
-
-void dd_notify_status(dd_notify *n, const char *status)
-{
-    (void)n;
-    tell("", status);
 }
 
 static void on_closed(uv_handle_t *h)

@@ -22,7 +22,6 @@ void dd_notify_loading(dd_notify *n, const char *phase, double progress);
 void dd_notify_ready(dd_notify *n, const char *status); /* again after a reload */
 void dd_notify_reloading(dd_notify *n);
 void dd_notify_stopping(dd_notify *n, const char *status);
-void dd_notify_status(dd_notify *n, const char *status);
 /* Closes its timer; the memory goes when the loop has closed it. NULL is a no-op. */
 void dd_notify_free(dd_notify *n);
 

@@ -45,10 +45,12 @@ enum dd_grpc_code {
 /* How a call ends. reason is the ErrorInfo reason, an upper-case literal ("FIELD_INVALID"). */
 typedef struct dd_status {
     enum dd_grpc_code code;
-    const char *reason; /* static string; NULL if OK */
-    char message[400];  /* one line for people */
-    char field[96];     /* INVALID_ARGUMENT: path of the field, or "" */
-    uint32_t retry_ms;  /* RetryInfo if not 0 */
+    const char *reason;  /* static string; NULL if OK */
+    char message[400];   /* one line for people */
+    char field[96];      /* INVALID_ARGUMENT: path of the field, or "" */
+    uint32_t retry_ms;   /* RetryInfo if not 0 */
+    const char *missing; /* NOT_FOUND: ResourceInfo's type, static ("deltad.v1.Session"), or NULL */
+    char missing_name[64];
     struct {
         const char *key; /* static string */
         char value[64];

@@ -163,6 +163,7 @@ static void on_health(dd_service *s, dd_rpc *r, const uint8_t *msg, size_t len)
     dd_watcher *w = s->n_watchers < DD_WATCHERS ? calloc(1, sizeof *w) : NULL;
     if (!w) {
         dd_status_set(&st, DD_RESOURCE_EXHAUSTED, "TOO_MANY_WATCHERS", "too many watch already");
+        st.retry_ms = DD_RETRY_MS;
         dd_refuse(r, &st);
         return;
     }
@@ -363,6 +364,7 @@ static void on_drain_timer(uv_timer_t *t)
     if (!s->on_drained || s->live || s->n_jobs)
         return;
     dd_status_set(&st, DD_UNAVAILABLE, "DRAINING", "the daemon is stopping");
+    st.retry_ms = DD_RETRY_MS;
     while (s->watchers)
         watcher_end(s->watchers, &st);
     uv_timer_stop(t);

@@ -80,6 +80,8 @@ static dd_session *find(dd_service *s, const char *id, const dd_peer *p,
         if (strcmp(x->id, id) == 0 && may(p, &x->owner))
             return x;
     dd_status_set(st, DD_NOT_FOUND, "SESSION_UNKNOWN", "there is no session of this id");
+    st->missing = "deltad.v1.Session";
+    (void)snprintf(st->missing_name, sizeof st->missing_name, "%s", id);
     return NULL;
 }
 
@@ -96,6 +98,7 @@ static dd_session *create(dd_live *l, dd_status *st)
     if (s->n_sessions >= s->o.config->limits.max_named_sessions) {
         dd_status_set(st, DD_RESOURCE_EXHAUSTED, "SESSION_LIMIT",
                       "%u sessions are open, the most there may be", s->n_sessions);
+        st->retry_ms = DD_RETRY_MS;
         return NULL;
     }
     dd_session *x = calloc(1, sizeof *x);

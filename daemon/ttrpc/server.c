@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "daemon/codec_std.h"
+#include "daemon/limits.h"
 #include "daemon/log.h"
 #include "daemon/ttrpc/frame.h"
 
@@ -194,6 +195,9 @@ static void refuse(conn *c, uint32_t stream, enum dd_grpc_code code, const char 
 {
     dd_status st;
     dd_status_set(&st, code, reason, "%s", text);
+    bool passes = strcmp(reason, "MESSAGE_TOO_LONG") != 0; /* that one is as long next time */
+    if (code == DD_UNAVAILABLE || (code == DD_RESOURCE_EXHAUSTED && passes))
+        st.retry_ms = DD_RETRY_MS;
     respond(c, stream, &st, (dd_bytes){ 0 });
 }
 

@@ -46,6 +46,28 @@ TEST(status_is_what_protobuf_reads)
     free(bytes);
 }
 
+TEST(status_names_what_is_missing)
+{
+    dd_status st;
+    size_t len;
+    dd_status_set(&st, DD_NOT_FOUND, "SESSION_UNKNOWN", "none");
+    st.missing = "deltad.v1.Session";
+    (void)snprintf(st.missing_name, sizeof st.missing_name, "abc");
+    uint8_t *bytes = dd_status_encode(&st, &len);
+    REQUIRE(bytes);
+    Google__Rpc__Status *s = google__rpc__status__unpack(NULL, len, bytes);
+    REQUIRE(s && s->n_details == 2);
+    CHECK_STR(s->details[1]->type_url, "type.googleapis.com/google.rpc.ResourceInfo");
+    Google__Rpc__ResourceInfo *r = google__rpc__resource_info__unpack(
+        NULL, s->details[1]->value.len, s->details[1]->value.data);
+    REQUIRE(r);
+    CHECK_STR(r->resource_type, "deltad.v1.Session");
+    CHECK_STR(r->resource_name, "abc");
+    google__rpc__resource_info__free_unpacked(r, NULL);
+    google__rpc__status__free_unpacked(s, NULL);
+    free(bytes);
+}
+
 TEST(ttrpc_envelope_both_ways)
 {
     Ttrpc__KeyValue other = TTRPC__KEY_VALUE__INIT, id = TTRPC__KEY_VALUE__INIT;

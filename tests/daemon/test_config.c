@@ -309,3 +309,28 @@ TEST(the_model_of_a_build_tree_is_the_one_of_its_source)
     CHECK_STR(c.model.path, DEMO_MODEL_DIR);
     dd_config_done(&c);
 }
+
+TEST(socket_named_by_a_flag_may_be_relative_and_is_kept_absolute)
+{
+    dd_config c;
+    enum dd_action a;
+    delta_error err;
+    char cwd[80], wanted[120], far[200] = "";
+    REQUIRE(chdir("/tmp") == 0 && getcwd(cwd, sizeof cwd));
+    char **argv = ARGV("--config=/dev/null", "--socket", "./x/a.sock", "--ttrpc-socket=b.sock");
+    CHECK_EQ(load(argv, &c, &a, &err), 0);
+    (void)snprintf(wanted, sizeof wanted, "%s/x/a.sock", cwd);
+    CHECK_STR(c.server.socket, wanted);
+    (void)snprintf(wanted, sizeof wanted, "%s/b.sock", cwd);
+    CHECK_STR(c.server.ttrpc_socket, wanted);
+    dd_config_done(&c);
+    argv = ARGV("--config=/dev/null", "--socket=", "--ttrpc-socket=/run/b.sock");
+    CHECK_EQ(load(argv, &c, &a, &err), 0);
+    CHECK_STR(c.server.socket, "");
+    CHECK_STR(c.server.ttrpc_socket, "/run/b.sock");
+    dd_config_done(&c);
+    memset(far, 'f', 150);
+    argv = ARGV("--config=/dev/null", "--socket", far);
+    CHECK_EQ(load(argv, &c, &a, &err), DELTA_EINVALID);
+    CHECK(strstr(err.text, "--socket: server.socket has "));
+}

@@ -137,8 +137,6 @@ TEST(status_cannot_carry_another_assignment)
     dd_notify *n = start(&loop, NULL);
     dd_notify_stopping(n, "x\nMAINPID=1");
     CHECK_STR(got(), "STOPPING=1\nSTATUS=x MAINPID=1");
-    dd_notify_status(n, "y\nREADY=1");
-    CHECK_STR(got(), "STATUS=y READY=1");
     dd_notify_reloading(n);
     CHECK(strncmp(got(), "RELOADING=1\nMONOTONIC_USEC=", 27) == 0);
     finish(&loop, n);
