@@ -71,11 +71,16 @@ typedef struct de_string {
     uint32_t min, max; /* characters */
 } de_string;
 
-/* What is known of the masks of a node whose own rule lets very many tokens pass. */
+/* What is known of the masks of a node whose own rule lets very many tokens pass.
+ * Where tokens leave the rule: at this node of it, with this byte, to that node of the trie. */
+typedef struct de_wide_exit {
+    uint32_t node, child;
+    uint8_t byte;
+} de_wide_exit;
+
 typedef struct de_wide {
-    uint32_t *inside; /* mask: tokens that stay in the rule from end to end */
-    uint32_t
-        *exits; /* pairs: a node of the vocabulary's trie, the node of the rule reached there */
+    uint32_t *inside;    /* mask: tokens that stay in the rule from end to end */
+    de_wide_exit *exits; /* by node, then byte */
     uint32_t n_exits;
 } de_wide;
 

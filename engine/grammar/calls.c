@@ -151,12 +151,11 @@ static int read_tool(delta_grammar *g, const delta_grammar_spec *spec, uint32_t 
                      delta_error *err)
 {
     de_json *v = NULL;
-    const delta_str text = spec->tools_json[index];
-    int e = de_json_parse(&g->arena, text.p, text.len, &v, err);
-    if (e < 0) {
-        delta_error_prefix(err, "tools[%u]", index);
-        return e == DELTA_EFORMAT ? DELTA_EINVALID : e;
-    }
+    char where[32];
+    (void)snprintf(where, sizeof where, "tools[%u]", index);
+    const int e = de_spec_json(g, spec->tools_json[index], where, &v, err);
+    if (e < 0)
+        return e;
     const de_json *function = de_json_get(v, "function");
     if (!function)
         function = v;

@@ -12,24 +12,76 @@
 #include "grammar/notation.h"
 #include "grammar/regex.h"
 
-enum { WIDE_TOKENS = 2000, WIDE_MAX = 256, WIDE_TIME_MS = 500 };
+enum { WIDE_TOKENS = 2000, WIDE_MAX = 256, WIDE_TIME_MS = 1000 };
 
 /* ---- states that let very many tokens pass */
 
 typedef struct widener {
     const de_auto *a;
     const de_trie *t;
+    uint32_t **next; /* of each node: by byte, UINT32_MAX for none; made when it is first met */
     uint32_t node[DELTA_GRAMMAR_TOKEN_BYTES + 1];
     uint32_t *inside; /* NULL: only count */
     uint32_t n_tokens;
-    uint32_t *exits;
+    uint32_t *sum; /* of each rank: tokens inside before it */
+    de_wide_exit *exits;
     uint32_t n_exits, cap_exits;
     bool failed;
 } widener;
 
+static const uint32_t *row(widener *w, uint32_t node)
+{
+    if (w->next[node])
+        return w->next[node];
+    uint32_t *to = malloc(256 * sizeof *to);
+    if (!to) {
+        static const uint32_t none[256];
+        w->failed = true;
+        return none;
+    }
+    memset(to, 0xFF, 256 * sizeof *to);
+    const de_node *n = &w->a->nodes[node];
+    for (uint32_t k = 0; k < n->n_edges; k++)
+        for (unsigned b = w->a->edges[n->edges + k].lo; b <= w->a->edges[n->edges + k].hi; b++)
+            to[b] = w->a->edges[n->edges + k].to;
+    return w->next[node] = to;
+}
+
 static bool leads_on(const de_node *n)
 {
     return n->flags & DE_NODE_ACCEPT || n->n_calls > 0;
+}
+
+static void add_exit(widener *w, uint32_t child, uint32_t node)
+{
+    if (w->n_exits == w->cap_exits) {
+        const uint32_t cap = w->cap_exits ? 2 * w->cap_exits : 1024;
+        de_wide_exit *more = realloc(w->exits, cap * sizeof *more);
+        if (!more) {
+            w->failed = true;
+            return;
+        }
+        w->exits = more;
+        w->cap_exits = cap;
+    }
+    w->exits[w->n_exits++] = (de_wide_exit){ node, child, w->t->nodes[child].byte };
+}
+
+/* Drops the exits below which all tokens stay inside anyway. */
+static void prune_exits(widener *w)
+{
+    const de_trie *t = w->t;
+    w->sum[0] = 0;
+    for (uint32_t r = 0; r < t->n_order; r++)
+        w->sum[r + 1] = w->sum[r] + de_bit(w->inside, t->order[r]);
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < w->n_exits; i++) {
+        const uint32_t c = w->exits[i].child;
+        const uint32_t lo = t->nodes[c].rank, hi = t->nodes[t->nodes[c].skip].rank;
+        if (w->sum[hi] - w->sum[lo] < hi - lo)
+            w->exits[kept++] = w->exits[i];
+    }
+    w->n_exits = kept;
 }
 
 /* All tokens from this node on, as long as they stay in its rule; stops early where it only counts. */
@@ -40,42 +92,39 @@ static void widen(widener *w, uint32_t from, uint32_t enough)
     w->n_tokens = w->n_exits = 0;
     for (uint32_t i = 1; i < t->n && !w->failed && (w->inside || w->n_tokens < enough);) {
         const de_trie_node *node = &t->nodes[i];
-        const de_edge *e = de_node_edge(w->a, &w->a->nodes[w->node[node->depth - 1]], node->byte);
-        if (!e) {
+        const uint32_t to = row(w, w->node[node->depth - 1])[node->byte];
+        if (to == UINT32_MAX) {
             i = node->skip;
             continue;
         }
-        w->node[node->depth] = e->to;
+        w->node[node->depth] = to;
         w->n_tokens += node->n_here;
         for (uint32_t k = 0; w->inside && k < node->n_here; k++)
             de_bit_set(w->inside, t->order[node->rank + k]);
-        if (w->inside && node->skip > i + 1 && leads_on(&w->a->nodes[e->to])) {
-            if (w->n_exits == w->cap_exits) {
-                w->cap_exits = w->cap_exits ? 2 * w->cap_exits : 256;
-                uint32_t *more = realloc(w->exits, w->cap_exits * 2 * sizeof *more);
-                w->failed = !more;
-                w->exits = more ? more : w->exits;
-            }
-            if (!w->failed) {
-                w->exits[2 * w->n_exits] = i;
-                w->exits[2 * w->n_exits++ + 1] = e->to;
-            }
-        }
+        if (w->inside && leads_on(&w->a->nodes[to]))
+            for (uint32_t c = i + 1; c < node->skip; c = t->nodes[c].skip)
+                add_exit(w, c, to);
         i++;
     }
 }
 
 static int by_node(const void *x, const void *y)
 {
-    const uint32_t *a = x, *b = y;
-    return a[1] != b[1] ? (a[1] < b[1] ? -1 : 1) : a[0] < b[0] ? -1 : a[0] > b[0];
+    const de_wide_exit *a = x, *b = y;
+    if (a->node != b->node)
+        return a->node < b->node ? -1 : 1;
+    if (a->byte != b->byte)
+        return a->byte < b->byte ? -1 : 1;
+    return a->child < b->child ? -1 : a->child > b->child;
 }
 
 int de_wides_make(delta_grammar *g, delta_error *err)
 {
     de_auto *a = &g->a;
     const uint64_t deadline = de_now_ns() + (uint64_t)WIDE_TIME_MS * 1000000;
-    widener w = { .a = a, .t = &g->vocab->trie };
+    widener w = { .a = a, .t = &g->vocab->trie, .next = calloc(a->n_nodes + 1, sizeof *w.next) };
+    w.sum = malloc(((size_t)w.t->n_order + 1) * sizeof *w.sum);
+    w.failed = !w.next || !w.sum;
     for (uint32_t i = 0; i < a->n_nodes && a->n_wides < WIDE_MAX && !a->code && !w.failed; i++) {
         const de_node *n = &a->nodes[i];
         unsigned bytes = 0;
@@ -91,12 +140,14 @@ int de_wides_make(delta_grammar *g, delta_error *err)
         if (w.inside)
             widen(&w, i, 0);
         if (!w.failed) {
+            prune_exits(&w);
             if (w.n_exits)
-                qsort(w.exits, w.n_exits, 2 * sizeof *w.exits, by_node);
+                qsort(w.exits, w.n_exits, sizeof *w.exits, by_node);
             const uint32_t k = DE_APPEND(a, wides, (de_wide){ w.inside, w.exits, w.n_exits });
             if (!a->code) {
                 a->nodes[i].wide = k + 1;
-                w.inside = w.exits = NULL;
+                w.inside = NULL;
+                w.exits = NULL;
                 w.cap_exits = 0;
             }
         }
@@ -104,6 +155,10 @@ int de_wides_make(delta_grammar *g, delta_error *err)
         w.inside = NULL;
     }
     free(w.exits);
+    for (uint32_t i = 0; w.next && i < a->n_nodes; i++)
+        free(w.next[i]);
+    free(w.next);
+    free(w.sum);
     if (w.failed || a->code)
         return delta_fail(err, DELTA_ENOMEM, "grammar: masks of %u states", a->n_wides);
     return 0;
@@ -111,12 +166,17 @@ int de_wides_make(delta_grammar *g, delta_error *err)
 
 /* ---- content */
 
-static int parse_schema(delta_grammar *g, delta_str text, de_json **ret_v, delta_error *err)
+int de_spec_json(delta_grammar *g, delta_str text, const char *where, de_json **ret_v,
+                 delta_error *err)
 {
-    const int e = de_json_parse(&g->arena, text.p, text.len, ret_v, err);
-    if (e < 0)
-        delta_error_prefix(err, "schema");
-    return e == DELTA_EFORMAT ? DELTA_EINVALID : e;
+    int e = de_json_parse(&g->arena, text.p, text.len, ret_v, err);
+    if (e < 0) {
+        delta_error_prefix(err, "%s", where);
+        e = e == DELTA_EFORMAT ? DELTA_EINVALID : DELTA_ELIMIT; /* the arena is the budget */
+        if (err)
+            err->code = e;
+    }
+    return e;
 }
 
 static int choices_rule(delta_grammar *g, const delta_grammar_spec *spec, uint32_t *ret_rule,
@@ -158,7 +218,7 @@ static int content_rule(delta_grammar *g, const delta_grammar_spec *spec, uint32
         break;
     case DELTA_CONTENT_SCHEMA: {
         de_json *v = NULL;
-        e = parse_schema(g, spec->text, &v, err);
+        e = de_spec_json(g, spec->text, "schema", &v, err);
         if (e == 0)
             e = de_schema_rule(&j, v, v, "schema", ret_rule, err);
         break;

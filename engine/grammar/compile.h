@@ -7,6 +7,10 @@
 #include "grammar/json.h"
 #include "grammar/match.h"
 
+/* A text of the spec as JSON; where: for errors. */
+int de_spec_json(delta_grammar *g, delta_str text, const char *where, de_json **ret_v,
+                 delta_error *err);
+
 /* A rule for JSON text of a schema. root: what "#/..." refers to; where: the path for errors. */
 int de_schema_rule(de_json_rules *j, const de_json *root, const de_json *schema, const char *where,
                    uint32_t *ret_rule, delta_error *err);

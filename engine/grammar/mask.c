@@ -120,13 +120,9 @@ static void slice_copy(const delta_grammar_vocab *v, const de_slice *s, uint32_t
     if (most > kept)
         for (uint32_t i = s->begin[kept + 1]; i < s->begin[most + 1]; i++)
             de_bit_set(bits, s->ids[i]);
-    if (newline)
-        for (uint32_t i = s->begin[most + 1]; i < s->begin[most + 2]; i++) {
-            size_t len;
-            const uint8_t *p = delta_token_bytes(v->tok, s->ids[i], &len);
-            if (p[len - 1] == '\n')
-                de_bit_set(bits, s->ids[i]);
-        }
+    for (uint32_t i = 0; newline && i < s->n_lines; i++)
+        if (s->line_chars[i] == most + 1)
+            de_bit_set(bits, s->lines[i]);
 }
 
 /* Of a key with so many bytes to go: no character may begin behind them. */
@@ -208,17 +204,29 @@ static void wide(delta_matcher *m, const de_place place, uint32_t *bits)
     for (uint32_t i = 0; i < m->g->vocab->words; i++)
         bits[i] |= w->inside[i];
     m->visited += MASK_WORTH_KEEPING;
-    uint32_t node = UINT32_MAX, n = 0;
+    de_place from[DELTA_MATCHER_PLACES]; /* behind the exit's node */
+    uint32_t n_from = 0, n = 0;
+    bool alive = false; /* with the exit's byte */
     const uint32_t cells = m->n_cells;
     for (uint32_t i = 0; i < w->n_exits; i++) {
-        if (w->exits[2 * i + 1] != node) {
+        const de_wide_exit *e = &w->exits[i];
+        const bool other = i == 0 || e->node != e[-1].node;
+        if (other) {
             de_cells_drop(m, cells);
-            node = w->exits[2 * i + 1];
-            m->pool[0] = (de_place){ .node = node, .stack = place.stack };
-            n = de_spread_exits(m, m->pool);
+            from[0] = (de_place){ .node = e->node, .stack = place.stack };
+            n_from = de_spread_exits(m, from);
         }
+        if (other || e->byte != e[-1].byte) {
+            n = de_step(m, from, n_from, e->byte, m->pool);
+            alive = n || m->accepting;
+        }
+        if (!alive)
+            continue;
+        const de_trie_node *child = &t->nodes[e->child];
+        for (uint32_t k = 0; k < child->n_here; k++)
+            de_bit_set(bits, t->order[child->rank + k]);
         if (n)
-            walk(m, t, w->exits[2 * i], n, bits);
+            walk(m, t, e->child, n, bits);
     }
     de_cells_drop(m, cells);
 }

@@ -149,6 +149,8 @@ static bool slice_make(de_slice *s, enum de_slice_kind kind, const entry *e, uin
     ok = ok && (s->all = calloc(words, sizeof *s->all)) &&
          (s->ids = malloc((n_in ? n_in : 1) * sizeof *s->ids)) &&
          (s->last = malloc((n_in ? n_in : 1) * sizeof *s->last)) &&
+         (s->lines = malloc((n_in ? n_in : 1) * sizeof *s->lines)) &&
+         (s->line_chars = malloc((n_in ? n_in : 1) * sizeof *s->line_chars)) &&
          (s->begin = calloc(s->max_chars + 2, sizeof *s->begin));
     for (uint32_t k = 1; ok && k <= DE_SLICE_SHORT; k++)
         ok = (s->upto[k] = calloc(words, sizeof **s->upto)) != NULL;
@@ -168,6 +170,10 @@ static bool slice_make(de_slice *s, enum de_slice_kind kind, const entry *e, uin
                     last--;
                 s->ids[k] = e[i].id;
                 s->last[k] = (uint16_t)last;
+                if (e[i].p[last] == '\n') {
+                    s->lines[s->n_lines] = e[i].id;
+                    s->line_chars[s->n_lines++] = chars[i];
+                }
                 de_bit_set(s->all, e[i].id);
                 for (uint32_t c = chars[i]; c <= DE_SLICE_SHORT; c++)
                     de_bit_set(s->upto[c], e[i].id);
@@ -187,6 +193,8 @@ static void slice_done(de_slice *s)
         free(s->upto[k]);
     free(s->ids);
     free(s->last);
+    free(s->lines);
+    free(s->line_chars);
     free(s->begin);
     trie_done(&s->rest);
 }

@@ -40,6 +40,9 @@ typedef struct de_slice {
     uint32_t *ids;                      /* sorted by characters */
     uint16_t *last;                     /* of each: where its last character begins */
     uint32_t *begin;                    /* [max_chars + 2]: those with k characters, in ids */
+    uint32_t *lines;                    /* those that end in a newline */
+    uint16_t *line_chars;
+    uint32_t n_lines;
     uint32_t max_chars;
     de_trie
         rest; /* tokens that begin as such text and go on as something else that may be allowed */
