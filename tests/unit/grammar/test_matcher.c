@@ -1,7 +1,9 @@
 /* Forms, calls, masks and steps back, by example; random cases are in tests/model/test_grammar.py. */
 #include "support/tap.h"
 
+#include "base/json.h"
 #include "delta/grammar.h"
+#include "delta/output.h"
 
 static delta_tokenizer *tok;
 static delta_grammar_vocab *vocab;
@@ -373,5 +375,94 @@ TEST(long_outputs_do_not_use_up_the_memory_of_a_matcher)
     }
     CHECK(ok);
     CHECK(take("]") && delta_matcher_is_accepting(matcher));
+    close_all();
+}
+
+/* ---- the parser */
+
+static uint64_t random_state = 1;
+
+static uint32_t draw(uint32_t below)
+{
+    random_state = random_state * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
+    return (uint32_t)((random_state >> 33) * below >> 31);
+}
+
+static void append(de_text *out, const uint32_t *ids, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        size_t len;
+        const uint8_t *p = delta_token_bytes(tok, ids[i], &len);
+        de_text_add(out, (const char *)p, len);
+    }
+}
+
+/* A turn of random tokens of the masks, and of texts that lead on. false: it did not end. */
+static bool sample(de_text *out)
+{
+    static const char *const hints[] = {
+        "\n</parameter>\n",        "</function>", "\n</tool_call>", "<parameter=", "\n",
+        "<tool_call>\n<function=", "</parameter>"
+    };
+    uint32_t bits[512];
+    delta_matcher_reset(matcher);
+    for (unsigned i = 0; i < 2000; i++) {
+        if (delta_matcher_is_accepting(matcher) && draw(2))
+            return true;
+        const char *h = hints[draw(7)];
+        uint32_t *ids = NULL, id = 0;
+        size_t n = 0, taken = 0;
+        if (draw(100) < 40 + i / 4 && delta_tokenize(tok, h, strlen(h), false, &ids, &n, NULL) == 0)
+            (void)delta_matcher_accept(matcher, ids, n, &taken, NULL);
+        append(out, ids, taken);
+        free(ids);
+        if (taken)
+            continue;
+        if (delta_matcher_mask(matcher, bits) != DELTA_MASK_SET)
+            return false;
+        do
+            id = draw(delta_tokenizer_size(tok));
+        while (!(bits[id / 32] >> (id % 32) & 1) && draw(100000));
+        for (uint32_t k = 0; !(bits[id / 32] >> (id % 32) & 1); k++)
+            id = k;
+        if (id == end_id)
+            return true;
+        if (delta_matcher_accept(matcher, &id, 1, NULL, &err) < 0)
+            return false;
+        append(out, &id, 1);
+    }
+    return false;
+}
+
+/* Whatever the grammar lets through, the parser reads, and mends nothing: tags in values are data to
+ * both. */
+TEST(sampled_calls_are_parsed_without_a_repair)
+{
+    const delta_grammar_spec spec = calls(DELTA_CALLS_REQUIRED, false, true);
+    REQUIRE(open_spec(spec));
+    unsigned ended = 0;
+    for (unsigned i = 0; i < 200; i++) {
+        de_text t = { 0 };
+        if (sample(&t)) {
+            ended++;
+            const delta_output_options o = { .tools = DELTA_TOOLS_REQUIRED,
+                                             .tools_json = spec.tools_json,
+                                             .n_tools = spec.n_tools };
+            delta_output *p = NULL;
+            const delta_out_event *events;
+            size_t n;
+            enum delta_out_finish finish;
+            REQUIRE(delta_output_new(&o, &p, &err) == 0);
+            CHECK_EQ(delta_output_push(p, t.p, t.len, false, &events, &n, &err), 0);
+            CHECK_EQ(delta_output_finish(p, DELTA_OUT_END_STOP, &events, &n, &finish, &err), 0);
+            CHECK_EQ(finish, DELTA_OUT_TOOL_CALLS);
+            for (unsigned r = 0; r < DELTA_REPAIR_N; r++)
+                if (r != DELTA_REPAIR_TAG_IN_VALUE && delta_output_repairs(p, r))
+                    TAP_FAIL("%s in %s", delta_repair_name(r), t.p);
+            delta_output_free(p);
+        }
+        de_text_done(&t);
+    }
+    CHECK(ended > 100);
     close_all();
 }
