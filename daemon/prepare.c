@@ -197,6 +197,7 @@ static int constrain(dd_live *l, dd_status *st)
     delta_error err = { 0 };
     delta_grammar_spec spec = { .thinking = l->method == DD_M_CHAT && q->thinking,
                                 .calls_in_reasoning = l->s->o.config->policy.calls_in_reasoning,
+                                .calls_in_fences = l->s->o.config->policy.calls_in_fences,
                                 .content = forms[q->format],
                                 .text = q->format_text,
                                 .choices = q->format_choices,

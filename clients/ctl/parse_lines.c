@@ -173,6 +173,17 @@ static int parse(const de_json *v, const char *line, de_arena *a, answer *to,
     delta_output_options o = { .tools = mode_of[mode], .calls_in_reasoning = true };
     if (thinking && !de_json_bool(thinking, &o.thinking))
         return delta_fail(err, DELTA_EINVALID, "thinking is not true or false");
+    const de_json *reasoning = de_json_get(v, "calls_in_reasoning"),
+                  *fences = de_json_get(v, "calls_in_fences");
+    if ((reasoning && !de_json_bool(reasoning, &o.calls_in_reasoning)) ||
+        (fences && !de_json_bool(fences, &o.calls_in_fences)))
+        return delta_fail(err, DELTA_EINVALID,
+                          "calls_in_reasoning or calls_in_fences is not true or false");
+    static const char *const unknown[] = { "call", "text" };
+    const int what = word(de_json_get(v, "unknown_tools"), unknown, 2);
+    if (what < 0)
+        return delta_fail(err, DELTA_EINVALID, "unknown_tools is not call or text");
+    o.unknown_is_text = what == 1;
     if (tools && tools->kind == DE_JSON_ARRAY && tools->n) {
         delta_str *list = de_arena_array(a, tools->n, sizeof *list);
         if (!list)

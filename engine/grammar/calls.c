@@ -240,6 +240,7 @@ int de_calls_compile(delta_grammar *g, const delta_grammar_spec *spec, delta_err
         a->code = DELTA_ELIMIT;
     g->scan = (de_scan_rules){ .calls = a->n_tools > 0,
                                .calls_in_reasoning = spec->calls_in_reasoning,
+                               .calls_in_fences = spec->calls_in_fences,
                                .names = all,
                                .allowed = allowed };
     if (a->code || !any)

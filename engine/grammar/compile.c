@@ -400,6 +400,7 @@ int delta_grammar_key(const delta_grammar_spec *s, char hex[65], delta_error *er
     key_texts(&t, s->choices, s->content == DELTA_CONTENT_CHOICE ? s->n_choices : 0);
     if (calls) {
         key_number(&t, s->calls_in_reasoning);
+        key_number(&t, s->calls_in_fences);
         key_number(&t, s->parallel);
         key_texts(&t, s->tools_json, s->n_tools);
         key_texts(&t, s->allowed, s->n_allowed);

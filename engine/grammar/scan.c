@@ -221,8 +221,8 @@ static enum de_scan_found bare_step(const de_scan_rules *r, de_scan *s, uint8_t 
 /* A '<': which candidates begin here? */
 static void tag_begins(const de_scan_rules *r, de_scan *s)
 {
-    const bool call =
-        r->calls && !fenced(s) && !(s->thinking && (!r->calls_in_reasoning || s->last == '`'));
+    const bool call = r->calls && (r->calls_in_fences || !fenced(s)) &&
+                      !(s->thinking && (!r->calls_in_reasoning || s->last == '`'));
     s->think = 1;
     s->open = s->at_start;
     if (s->wrap == WRAP_FUNCTION + 1)

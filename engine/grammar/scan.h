@@ -17,6 +17,7 @@
 typedef struct de_scan_rules {
     bool calls;              /* calls are looked for at all */
     bool calls_in_reasoning; /* in reasoning too */
+    bool calls_in_fences;    /* and in fenced blocks */
     const de_names *names;   /* of all declared tools */
     const de_names *allowed; /* of those that may be called */
 } de_scan_rules;

@@ -2,8 +2,8 @@
  *
  *   delta-grammar [--model DIR] < specs.jsonl
  *
- * One JSON object a line: a spec (thinking, calls_in_reasoning, calls "auto" or "required", tools,
- * allowed, parallel; or one of json, schema, regex, choices, grammar), and what to do with it:
+ * One JSON object a line: a spec (thinking, calls_in_reasoning, calls_in_fences, calls "auto" or
+ * "required", tools, allowed, parallel; or one of json, schema, regex, choices, grammar), and what to do with it:
  * "texts", a list of strings: is each one a whole turn? "samples": so many turns sampled from the
  * masks, with "seed"; each mask is compared with what the matcher takes where "check" is true.
  * Answers one JSON object a line: error, or key, accepted, samples, and figures of the masks. */
@@ -94,6 +94,7 @@ static void read_spec(const char *line, const de_json *v, delta_grammar_spec *s,
     *s = (delta_grammar_spec){ .parallel = true };
     (void)de_json_bool(de_json_get(v, "thinking"), &s->thinking);
     (void)de_json_bool(de_json_get(v, "calls_in_reasoning"), &s->calls_in_reasoning);
+    (void)de_json_bool(de_json_get(v, "calls_in_fences"), &s->calls_in_fences);
     (void)de_json_bool(de_json_get(v, "parallel"), &s->parallel);
     const de_json *calls = de_json_get(v, "calls");
     s->calls = de_json_is_string(calls, "auto")       ? DELTA_CALLS_AUTO

@@ -14,6 +14,9 @@ CASES = SOURCE / "tests/unit/chat/cases"
 TOOLS = json.loads((CASES / "tools.json").read_text())
 
 
+OPTIONS = ("id", "thinking", "tool_choice", "finish", "calls_in_reasoning", "calls_in_fences", "unknown_tools")
+
+
 def parse(lines, *args):
     done = subprocess.run([DELTACTL, "parse", "--jsonl", *args], input="".join(lines).encode(), capture_output=True,
                           timeout=300)
@@ -24,7 +27,7 @@ def line(case, cuts):
     data = case["text"].encode()
     places = [0, *sorted(cuts), len(data)]
     chunks = [base64.b64encode(data[a:b]).decode() for a, b in zip(places, places[1:])]
-    what = {k: case[k] for k in ("id", "thinking", "tool_choice", "finish") if k in case}
+    what = {k: case[k] for k in OPTIONS if k in case}
     return json.dumps({**what, "tools": TOOLS[case.get("tools", "common")], "chunks": chunks}) + "\n"
 
 
@@ -66,10 +69,11 @@ class Cases(unittest.TestCase):
         good = line({"id": "g", "text": "hi"}, [])
         bad = ["{\n", "[1]\n", '{"id": 1}\n', '{"id": 2, "chunks": ["?"]}\n', '{"id": 3, "chunks": ["YQ=a"]}\n',
                '{"id": 4, "chunks": ["YQ"]}\n', '{"id": 5, "chunks": [], "finish": "x"}\n', '{"id": 6, "chunks": [1]}\n',
-               '{"id": 7, "chunks": [], "tool_choice": "x"}\n', '{"id": 8, "chunks": [], "tools": [1]}\n']
+               '{"id": 7, "chunks": [], "tool_choice": "x"}\n', '{"id": 8, "chunks": [], "tools": [1]}\n',
+               '{"id": 9, "chunks": [], "calls_in_fences": 1}\n', '{"id": 10, "chunks": [], "unknown_tools": "x"}\n']
         done, answers = parse([bad[0], good, "\n", *bad[1:], good])
         self.assertEqual(done.returncode, 1)
-        self.assertEqual([a.get("id") for a in answers], [None, "g", None, 1, 2, 3, 4, 5, 6, 7, 8, "g"])
+        self.assertEqual([a.get("id") for a in answers], [None, "g", None, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, "g"])
         for at, a in enumerate(answers):
             self.assertEqual("error" in a, a.get("id") != "g", a)
         self.assertIn("line 1:", answers[0]["error"])

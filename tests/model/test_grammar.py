@@ -296,7 +296,7 @@ def calls(jsonschema):
     for i in range(CASES):
         tools = [tool(r, k) for k in range(r.randrange(1, 5))]
         spec = {"calls": r.choice(["auto", "required", "required"]), "tools": tools, "thinking": r.random() < .4,
-                "calls_in_reasoning": r.random() < .7, "parallel": r.random() < .6, "samples": 6, "seed": r.randrange(1 << 30), "check": i % 6 == 0}
+                "calls_in_reasoning": r.random() < .7, "calls_in_fences": r.random() < .3, "parallel": r.random() < .6, "samples": 6, "seed": r.randrange(1 << 30), "check": i % 6 == 0}
         if r.random() < .3:
             spec["allowed"] = [r.choice(tools)["function"]["name"]]
         specs.append(spec)
@@ -313,7 +313,7 @@ def calls(jsonschema):
             data = t.encode()
             cut = r.randrange(len(data) + 1)
             cases.append((spec, t, {"id": len(cases), "thinking": spec["thinking"], "tool_choice": spec["calls"], "finish": "stop", "tools": spec["tools"],
-                                    "calls_in_reasoning": spec["calls_in_reasoning"],
+                                    "calls_in_reasoning": spec["calls_in_reasoning"], "calls_in_fences": spec["calls_in_fences"],
                                     "chunks": [base64.b64encode(x).decode() for x in (data[:cut], data[cut:])]}))
     p = subprocess.run([BUILD / "clients/deltactl", "parse", "--jsonl"], stdout=subprocess.PIPE, timeout=600,
                        input="".join(json.dumps(c) + "\n" for _, _, c in cases).encode())
@@ -346,12 +346,26 @@ def calls(jsonschema):
         fail("too few calls", {}, (n, n_calls))
 
 
+def fences():
+    """A call that the parser takes is held to its schema, one that it takes for text is not."""
+    tool = {"type": "function", "function": {"name": "f", "parameters": {
+        "type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}}}
+    texts = [f"{fence}\n<tool_call>\n<function=f>\n<parameter=n>\n{n}\n</parameter>\n</function>\n</tool_call>"
+             for fence in ("a", "```", "~~~~ xml") for n in ("5", "five")]
+    for takes, want in (False, [True, False, True, True, True, True]), (True, [True, False] * 3):
+        spec = {"calls": "auto", "tools": [tool], "calls_in_fences": takes, "texts": texts}
+        (a,) = run([spec])
+        if a.get("accepted") != want:
+            fail("calls in fences", spec, a)
+
+
 def main():
     try:
         import jsonschema
     except ImportError:
         jsonschema = None
     regexes()
+    fences()
     if jsonschema:
         schemas(jsonschema)
         calls(jsonschema)

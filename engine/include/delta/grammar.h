@@ -75,6 +75,7 @@ enum delta_call_form {
 typedef struct delta_grammar_spec {
     bool thinking;           /* output begins inside an open think block: free up to </think> */
     bool calls_in_reasoning; /* as in delta_output_options: a call there ends reasoning */
+    bool calls_in_fences;    /* as there: a call inside a fenced block counts */
     enum delta_content_form content; /* must be FREE unless calls is NONE */
     delta_str text;
     const delta_str *choices;
