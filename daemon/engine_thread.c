@@ -29,6 +29,7 @@ struct dd_timeline {
     dd_timeline *prev, *next; /* of all that have a session or wait */
     dd_place place;           /* in line, if it waits */
     bool is_listed, is_waiting, is_running, is_paused;
+    bool is_cancelled; /* its end comes with the next step: it must not be paused before that */
 };
 
 typedef struct batch {
@@ -251,6 +252,7 @@ static bool start(dd_engine *e, dd_timeline *t)
         return true;
     }
     t->is_running = true;
+    t->is_cancelled = false;
     e->n_running++;
     tell(e, &(dd_note){ .kind = DD_NOTE_STARTED, .run = t->run.id });
     if (!t->run.generate && !t->run.n_ids)
@@ -298,11 +300,12 @@ static void grant(dd_engine *e, dd_timeline *t, uint32_t wishes)
         }
         if (t->is_running) {
             pause_run(e, t, false);
+            t->is_cancelled = true;
             delta_session_cancel(t->session);
             return;
         }
     }
-    if (t->is_running && (wishes & (WISH_PAUSE | WISH_RESUME)))
+    if (t->is_running && !t->is_cancelled && (wishes & (WISH_PAUSE | WISH_RESUME)))
         pause_run(e, t, (wishes & WISH_PAUSE) != 0);
 }
 

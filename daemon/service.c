@@ -436,9 +436,9 @@ void dd_service_free(dd_service *s)
         return;
     assert(!s->live && !s->n_jobs);
     dd_sessions_free(s);
-    dd_engine_free(s->engine);
     dd_recall_free(s->recall);
-    dd_grammars_free(s->grammars);
+    dd_grammars_free(s->grammars); /* before the engine, whose tokenizer they read */
+    dd_engine_free(s->engine);
     s->n_closing = 2;
     uv_close((uv_handle_t *)&s->timer, on_closed);
     uv_close((uv_handle_t *)&s->drain_timer, on_closed);

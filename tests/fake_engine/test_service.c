@@ -5,6 +5,7 @@
 #include "base/clock.h"
 #include "daemon/codec_std.h"
 #include "daemon/config.h"
+#include "daemon/engine_thread.h"
 #include "daemon/service.h"
 #include "daemon/wire.h"
 #include "deltad/v1/inference.pb-c.h"
@@ -973,4 +974,66 @@ TEST(requests_on_tcp_are_bounded_by_connection_and_by_address)
     CHECK(!begin(CHAT, TCP + 100, 0, &q.base)->is_finished);
     CHECK(!begin(CHAT, 1000, 0, &q.base)->is_finished);
     down();
+}
+
+static unsigned n_started, n_finished;
+static bool is_open;
+static void on_run_note(void *arg, const dd_note *n)
+{
+    (void)arg;
+    is_open |= n->kind == DD_NOTE_READY;
+    n_started += n->kind == DD_NOTE_STARTED;
+    n_finished += n->kind == DD_NOTE_FINISHED;
+}
+static void run_until(const unsigned *what, unsigned n)
+{
+    uint64_t until = de_now_ns() + 5000000000u;
+    while (*what < n && de_now_ns() < until)
+        (void)uv_run(&loop, UV_RUN_NOWAIT);
+    CHECK(*what >= n);
+}
+
+/* A pause that came between a cancel and the step that honours it kept the run for ever: with
+ * nothing else to do the engine thread slept. */
+TEST(run_that_is_cancelled_ends_although_it_is_paused_right_after)
+{
+    enum { RUNS = 400 };
+    static const uint32_t ids[] = { 1, 2, 3 };
+    dd_engine *e = NULL;
+    delta_error err;
+    (void)uv_loop_init(&loop);
+    dd_config_defaults(&config);
+    free(config.model.path);
+    config.model.path = strdup(DEMO_MODEL_DIR);
+    REQUIRE(dd_engine_new(&loop, &config, on_run_note, NULL, &e, &err) == 0);
+    while (!is_open)
+        (void)uv_run(&loop, UV_RUN_ONCE);
+    delta_sampling sampling = delta_sampling_default(false);
+    const delta_stopping endless = { .max_tokens = 20000, .ignore_eos = true };
+    const delta_guide guide = { 0 };
+    for (unsigned i = 0; i < RUNS && n_finished == i; i++) {
+        dd_timeline *t = dd_timeline_new(e, false);
+        REQUIRE(t);
+        const dd_run run = { .id = i,
+                             .ids = ids,
+                             .n_ids = 3,
+                             .ctx_tokens = 24000,
+                             .generate = true,
+                             .sampling = &sampling,
+                             .stopping = &endless,
+                             .guide = &guide };
+        dd_timeline_run(t, &run);
+        run_until(&n_started, i + 1);
+        dd_timeline_cancel(t);
+        for (unsigned k = 0; k < i % 40 * 50; k++)
+            __asm__ volatile("" ::: "memory");
+        dd_timeline_pause(t, true);
+        run_until(&n_finished, i + 1);
+        if (n_finished > i)
+            dd_timeline_free(t);
+    }
+    CHECK_EQ(n_finished, RUNS);
+    dd_engine_free(e);
+    (void)uv_run(&loop, UV_RUN_DEFAULT);
+    dd_config_done(&config);
 }
