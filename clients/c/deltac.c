@@ -169,10 +169,7 @@ int dc_open(const char *path, dc_client **ret_c, dc_status *st)
             r = connect(c->fd, (const struct sockaddr *)&a, sizeof a);
         while (r < 0 && errno == EINTR);
     if (c->fd < 0 || r < 0) {
-        fail(st, 0, CODE_UNAVAILABLE, "%s: %s%s", path, strerror(errno),
-             errno == ENOENT || errno == ECONNREFUSED
-                 ? " (is deltad running? try: systemctl status deltad)"
-                 : "");
+        fail(st, 0, CODE_UNAVAILABLE, "%s: %s", path, strerror(errno));
         dc_free(c);
         return DC_ECLIENT;
     }
