@@ -2,11 +2,14 @@
  *
  * The conversation is a session of the daemon, so every turn sends only what
  * is new. Ctrl-C while an answer comes cancels the answer; at the prompt it
- * clears the line. Where a tool is called, its result is asked for. */
+ * clears the line. Lines that come at once (a paste) are one message. Where a
+ * tool is called, its result is asked for. Standard output has the answer
+ * alone where it is no terminal; notes go to standard error then. */
 #include "ctl.h"
 
 #include <editline/readline.h>
 #include <errno.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
@@ -28,7 +31,8 @@ typedef struct chat {
     Deltad__V1__Tool **tools;
     size_t n_tools;
     const char *system;
-    char *session_id; /* "" before the first turn of a conversation */
+    char *session_id;     /* "" before the first turn of a conversation */
+    bool session_is_ours; /* made here: closed at the end */
     bool show_thinking;
     const char *dim, *bold, *plain;
 } chat;
@@ -38,6 +42,12 @@ typedef struct chat {
 static void put(const char *s)
 {
     (void)fputs(s, stdout);
+}
+
+static void note(const chat *ch, const char *s)
+{
+    (void)fflush(stdout);
+    (void)fprintf(ch->c->terminal ? stdout : stderr, "%s[%s]%s\n", ch->dim, s, ch->plain);
 }
 
 typedef struct printer {
@@ -64,11 +74,11 @@ static void print_event(printer *p, const Deltad__V1__ChatEvent *e)
         if (!p->thinking)
             put(ch->dim);
         p->thinking = true;
-        put(e->reasoning->text);
+        ctl_put_text(ch->c, e->reasoning->text);
         break;
     case DELTAD__V1__CHAT_EVENT__EVENT_TEXT:
         end_thinking(p);
-        put(e->text->text);
+        ctl_put_text(ch->c, e->text->text);
         p->any = true;
         break;
     case DELTAD__V1__CHAT_EVENT__EVENT_CALL_START:
@@ -76,7 +86,7 @@ static void print_event(printer *p, const Deltad__V1__ChatEvent *e)
         printf("%s%s-> %s%s(", p->any ? "\n" : "", ch->bold, e->call_start->name, ch->plain);
         break;
     case DELTAD__V1__CHAT_EVENT__EVENT_CALL_ARGS:
-        put(e->call_args->json);
+        ctl_put_text(ch->c, e->call_args->json);
         break;
     case DELTAD__V1__CHAT_EVENT__EVENT_CALL_END: {
         const bool whole = e->call_end->state == DELTAD__V1__TOOL_CALL_END__STATE__STATE_COMPLETE;
@@ -88,9 +98,11 @@ static void print_event(printer *p, const Deltad__V1__ChatEvent *e)
         end_thinking(p);
         put("\n");
         if (e->finished->reason == DELTAD__V1__FINISH_REASON__FINISH_REASON_LENGTH)
-            printf("%s[cut: the answer reached its token limit]%s\n", ch->dim, ch->plain);
+            note(ch, "cut: the answer reached its token limit");
+        if (e->finished->reason == DELTAD__V1__FINISH_REASON__FINISH_REASON_TIME)
+            note(ch, "cut: the answer reached its time limit");
         if (e->finished->reason == DELTAD__V1__FINISH_REASON__FINISH_REASON_CANCELLED)
-            printf("%s[cancelled]%s\n", ch->dim, ch->plain);
+            note(ch, "cancelled");
         break;
     default:
         break;
@@ -142,7 +154,7 @@ static int ask(chat *ch, Deltad__V1__ChatRequest *q, answer *a)
         return code;
     *a = (answer){ 0 };
     printer p = { .ch = ch };
-    dc_call *call;
+    dc_call *call = NULL;
     dc_status st;
     ProtobufCMessage *m;
     bool cancelled = false;
@@ -181,14 +193,16 @@ static int ask(chat *ch, Deltad__V1__ChatRequest *q, answer *a)
     if (r < 0) {
         if (!c->json && p.any)
             put("\n");
+        (void)fflush(stdout);
         code = ctl_say_status(c, r, &st);
-        if (r == DC_ECLIENT) {
-            dc_free(c->client);
-            c->client = NULL;
-        }
-        return cancelled ? CTL_INTERRUPTED : code;
     }
-    return cancelled ? CTL_INTERRUPTED : 0;
+    if (r == DC_ECLIENT || r == DC_EINTR) { /* to close it ends the answer too */
+        dc_free(c->client);
+        c->client = NULL;
+    } else {
+        dc_call_free(call);
+    }
+    return cancelled ? CTL_INTERRUPTED : code;
 }
 
 /* ---- the terminal */
@@ -214,32 +228,68 @@ static char *history_path(ctl *c)
     return ctl_strdup(c, path);
 }
 
-/* A line from the person in the arena; NULL at the end of input. */
-static char *read_line(ctl *c, const char *prompt)
+static void remember(ctl *c, const char *line)
 {
     static bool ready;
-    if (isatty(STDIN_FILENO) && isatty(STDOUT_FILENO)) {
-        static char *path;
-        if (!ready) {
-            ready = true;
-            using_history();
-            stifle_history(1000);
-            path = history_path(c);
-            if (path)
-                (void)read_history(path);
-        }
-        errno = 0;
-        char *s = readline(prompt);
-        if (!s)
-            return ctl_interrupted() ? ctl_strdup(c, "") : NULL;
-        if (*s)
-            (void)add_history(s);
-        if (path && *s) {
-            (void)write_history(path);
-            (void)chmod(path, 0600);
-        }
-        char *copy = ctl_strdup(c, s);
-        free(s);
+    static char *path;
+    if (!ready) {
+        ready = true;
+        using_history();
+        stifle_history(1000);
+        path = history_path(c);
+        if (path)
+            (void)read_history(path);
+    }
+    if (!line || !*line)
+        return;
+    (void)add_history(line);
+    if (path) {
+        const mode_t mask = umask(077); /* nobody else's from its first byte */
+        (void)write_history(path);
+        (void)umask(mask);
+    }
+}
+
+static bool is_interactive(const ctl *c)
+{
+    return c->terminal && isatty(STDIN_FILENO);
+}
+
+/* More to read at once: a person types no two lines within 20 ms, a paste does. */
+static bool is_paste(void)
+{
+    struct pollfd in = { .fd = STDIN_FILENO, .events = POLLIN };
+    return poll(&in, 1, 20) > 0 && in.revents & POLLIN;
+}
+
+/* What a person enters in the arena, of one line or a paste of several; NULL at the end of input. */
+static char *read_line(ctl *c, const char *prompt)
+{
+    if (is_interactive(c)) {
+        remember(c, NULL);
+        de_text all = { 0 };
+        bool more;
+        do {
+            char *s = readline(all.len ? "" : prompt);
+            if (!s) {
+                const bool stop = ctl_interrupted();
+                if (stop)
+                    put("\n");
+                if (stop || all.len == 0) {
+                    de_text_done(&all);
+                    return stop ? ctl_strdup(c, "") : NULL;
+                }
+                break;
+            }
+            remember(c, s);
+            more = is_paste();
+            de_text_puts(&all, s);
+            if (more)
+                de_text_puts(&all, "\n");
+            free(s);
+        } while (more);
+        char *copy = ctl_strdup(c, all.p ? all.p : "");
+        de_text_done(&all);
         return copy;
     }
     char *line = NULL;
@@ -265,14 +315,17 @@ static int new_session(chat *ch)
     if (code)
         return code;
     ch->session_id = ctl_strdup(ch->c, ((Deltad__V1__CreateSessionResponse *)m)->session->id);
+    ch->session_is_ours = true;
     protobuf_c_message_free_unpacked(m, NULL);
     return 0;
 }
 
 static void close_session(chat *ch)
 {
-    if (!ch->session_id[0] || !ch->c->client)
+    if (!ch->session_id[0] || !ch->c->client || !ch->session_is_ours) {
+        ch->session_id = ctl_strdup(ch->c, "");
         return;
+    }
     Deltad__V1__CloseSessionRequest q = DELTAD__V1__CLOSE_SESSION_REQUEST__INIT;
     q.session_id = ch->session_id;
     ProtobufCMessage *m;
@@ -281,6 +334,24 @@ static void close_session(chat *ch)
                  &deltad__v1__close_session_response__descriptor, 0, &m, &st) == 0)
         protobuf_c_message_free_unpacked(m, NULL);
     ch->session_id = ctl_strdup(ch->c, "");
+}
+
+/* After a failure: a daemon that was started anew has other sessions, an idle one may have gone. */
+static bool session_is_there(chat *ch)
+{
+    if (!ch->session_id[0])
+        return false;
+    Deltad__V1__GetSessionRequest q = DELTAD__V1__GET_SESSION_REQUEST__INIT;
+    q.session_id = ch->session_id;
+    ProtobufCMessage *m;
+    dc_status st;
+    if (dc_unary(ch->c->client, DC_GET_SESSION, &q.base,
+                 &deltad__v1__get_session_response__descriptor, 0, &m, &st) == 0) {
+        protobuf_c_message_free_unpacked(m, NULL);
+        return true;
+    }
+    ch->session_id = ctl_strdup(ch->c, "");
+    return false;
 }
 
 static const char commands[] = "  /new          begin another conversation\n"
@@ -292,7 +363,7 @@ static const char commands[] = "  /new          begin another conversation\n"
 /* true: the line was a command; *quit if it was the last. */
 static bool command(chat *ch, const char *line, bool *quit)
 {
-    if (line[0] != '/')
+    if (line[0] != '/' || strchr(line, '\n'))
         return false;
     if (strcmp(line, "/quit") == 0 || strcmp(line, "/exit") == 0) {
         *quit = true;
@@ -310,7 +381,8 @@ static bool command(chat *ch, const char *line, bool *quit)
     return true;
 }
 
-/* Asks the person for the results of the calls; the messages of the next turn. */
+/* Asks the person for the results of the calls; the messages of the next turn. The end of input
+ * leaves the calls unanswered: none. */
 static size_t tool_results(chat *ch, const answer *a, Deltad__V1__Message **messages)
 {
     size_t n = 0;
@@ -318,7 +390,9 @@ static size_t tool_results(chat *ch, const answer *a, Deltad__V1__Message **mess
         char prompt[160];
         (void)snprintf(prompt, sizeof prompt, "result of %.80s> ", a->call_name[i]);
         const char *line = read_line(ch->c, prompt);
-        Deltad__V1__Message *m = ctl_message(ch->c, DELTAD__V1__ROLE__ROLE_TOOL, line ? line : "");
+        if (!line)
+            return 0;
+        Deltad__V1__Message *m = ctl_message(ch->c, DELTAD__V1__ROLE__ROLE_TOOL, line);
         m->tool_call_id = a->call_id[i];
         messages[n++] = m;
     }
@@ -332,9 +406,10 @@ static int converse(chat *ch)
     int code = ctl_connect(ch->c);
     if (code)
         return code;
-    if (ch->c->color && !ch->c->json)
+    if (is_interactive(ch->c))
         put("Type a message; /help lists commands, Ctrl-D leaves.\n");
-    while (!quit) {
+    /* A person sees what failed and goes on; what is piped in ends at the first failure. */
+    while (!quit && (code == 0 || is_interactive(ch->c))) {
         const char *line = read_line(ch->c, "> ");
         if (!line)
             break;
@@ -358,15 +433,19 @@ static int converse(chat *ch)
             code = ask(ch, &q, &a);
             n = code == 0 ? tool_results(ch, &a, messages) : 0;
         } while (code == 0 && n > 0);
-        if (!ch->c->client && ctl_connect(ch->c) == 0)
-            ch->session_id = ctl_strdup(ch->c, ""); /* the daemon was restarted */
-        if (!ch->c->client)
+        if (code == 0)
+            continue;
+        if (!ch->c->client && ctl_connect(ch->c) != 0)
             return CTL_UNAVAILABLE;
+        if (!session_is_there(ch) && ch->c->terminal)
+            note(ch, "this conversation is gone; the next message begins another");
     }
     close_session(ch);
-    if (ch->c->color)
+    if (is_interactive(ch->c)) {
         put("\n");
-    return CTL_OK;
+        return CTL_OK;
+    }
+    return code;
 }
 
 int ctl_chat(ctl *c, int argc, char **argv)
@@ -378,7 +457,7 @@ int ctl_chat(ctl *c, int argc, char **argv)
     int code = 0;
     ctl_generation_init(&ch.generation, c, true);
     deltad__v1__reasoning__init(&ch.reasoning);
-    ch.show_thinking = c->color;
+    ch.show_thinking = c->terminal;
     for (int i = 1; i < argc && code == 0; i++) {
         const char *value = i + 1 < argc ? argv[i + 1] : NULL;
         if (strcmp(argv[i], "--no-think") == 0) {
@@ -388,7 +467,9 @@ int ctl_chat(ctl *c, int argc, char **argv)
         } else if (ctl_generation_flag(&ch.generation, argc, argv, &i, &code)) {
             continue;
         } else if (!value) {
-            code = ctl_usage("chat: %s needs a value, or is unknown", argv[i]);
+            code = argv[i][0] == '-'
+                       ? ctl_usage("chat: %s needs a value, or is unknown", argv[i])
+                       : ctl_usage("chat: what to say comes after -p: chat -p \"%s\"", argv[i]);
         } else {
             if (strcmp(argv[i], "-p") == 0 || strcmp(argv[i], "--prompt") == 0)
                 prompt = value;
@@ -407,11 +488,13 @@ int ctl_chat(ctl *c, int argc, char **argv)
     }
     if (code)
         return code;
-    if (c->color && !c->json) {
+    if (c->color) {
         ch.dim = "\033[2m";
         ch.bold = "\033[1m";
         ch.plain = "\033[0m";
     }
+    if (session)
+        ch.session_id = ctl_strdup(c, session);
     if (!prompt && !n)
         return converse(&ch);
     Deltad__V1__ChatRequest q = DELTAD__V1__CHAT_REQUEST__INIT;
@@ -422,8 +505,7 @@ int ctl_chat(ctl *c, int argc, char **argv)
         q.messages[q.n_messages++] = messages[i];
     if (prompt)
         q.messages[q.n_messages++] = ctl_message(c, DELTAD__V1__ROLE__ROLE_USER, prompt);
-    if (session)
-        q.session_id = ctl_strdup(c, session);
+    q.session_id = ch.session_id;
     q.tools = ch.tools;
     q.n_tools = ch.n_tools;
     answer a;

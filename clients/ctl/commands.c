@@ -5,12 +5,30 @@
 #include <stdlib.h>
 #include <string.h>
 
-static void print_text(const char *s)
+static void print_text(const ctl *c, const char *s)
 {
     const size_t n = strlen(s);
-    (void)fwrite(s, 1, n, stdout);
+    ctl_put_text(c, s);
     if (n == 0 || s[n - 1] != '\n')
         (void)fputc('\n', stdout);
+}
+
+/* "42s", "3m05s", "2h07m", "9d04h": as much as a person wants to know. */
+static struct duration {
+    char text[32];
+} duration(uint64_t ns)
+{
+    const uint64_t s = ns / 1000000000, m = s / 60, h = m / 60;
+    struct duration d;
+    if (m == 0)
+        (void)snprintf(d.text, sizeof d.text, "%" PRIu64 "s", s);
+    else if (h == 0)
+        (void)snprintf(d.text, sizeof d.text, "%" PRIu64 "m%02" PRIu64 "s", m, s % 60);
+    else if (h < 24)
+        (void)snprintf(d.text, sizeof d.text, "%" PRIu64 "h%02" PRIu64 "m", h, m % 60);
+    else
+        (void)snprintf(d.text, sizeof d.text, "%" PRIu64 "d%02" PRIu64 "h", h / 24, h % 24);
+    return d;
 }
 
 int ctl_generate(ctl *c, int argc, char **argv)
@@ -49,7 +67,7 @@ int ctl_generate(ctl *c, int argc, char **argv)
         if (c->json)
             ctl_print_json(m);
         else if (e->event_case == DELTAD__V1__GENERATE_EVENT__EVENT_TEXT)
-            (void)fputs(e->text->text, stdout);
+            ctl_put_text(c, e->text->text);
         (void)fflush(stdout);
         protobuf_c_message_free_unpacked(m, NULL);
     }
@@ -110,7 +128,7 @@ int ctl_render(ctl *c, int argc, char **argv)
     if (c->json)
         ctl_print_json(m);
     else
-        (void)fputs(((Deltad__V1__RenderPromptResponse *)m)->text, stdout);
+        ctl_put_text(c, ((Deltad__V1__RenderPromptResponse *)m)->text);
     protobuf_c_message_free_unpacked(m, NULL);
     return CTL_OK;
 }
@@ -156,10 +174,14 @@ int ctl_parse(ctl *c, int argc, char **argv)
     if (c->json) {
         ctl_print_json(m);
     } else {
-        if (a->reasoning[0])
-            printf("reasoning: %s\n", a->reasoning);
-        if (a->content[0])
-            printf("content: %s\n", a->content);
+        if (a->reasoning[0]) {
+            (void)fputs("reasoning: ", stdout);
+            print_text(c, a->reasoning);
+        }
+        if (a->content[0]) {
+            (void)fputs("content: ", stdout);
+            print_text(c, a->content);
+        }
         for (size_t i = 0; i < a->n_calls; i++)
             printf("call%s: %s(%s)\n",
                    a->calls[i]->state == DELTAD__V1__TOOL_CALL_END__STATE__STATE_COMPLETE
@@ -178,6 +200,10 @@ int ctl_tokenize(ctl *c, int argc, char **argv)
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--plain") == 0)
             q.plain_text = true;
+        else if (strncmp(argv[i], "--", 2) == 0)
+            return ctl_usage("tokenize: unknown argument %s; a text that begins so is read from "
+                             "standard input",
+                             argv[i]);
         else if (!text)
             text = argv[i];
         else
@@ -216,6 +242,8 @@ int ctl_detokenize(ctl *c, int argc, char **argv)
         else
             return ctl_usage("detokenize: %s is no token id", argv[i]);
     }
+    if (q.n_ids == 0)
+        return ctl_usage("detokenize: give one id or more");
     ProtobufCMessage *m;
     int code =
         ctl_unary(c, DC_DETOKENIZE, &q.base, &deltad__v1__detokenize_response__descriptor, &m);
@@ -224,7 +252,7 @@ int ctl_detokenize(ctl *c, int argc, char **argv)
     if (c->json)
         ctl_print_json(m);
     else
-        print_text(((Deltad__V1__DetokenizeResponse *)m)->text);
+        print_text(c, ((Deltad__V1__DetokenizeResponse *)m)->text);
     protobuf_c_message_free_unpacked(m, NULL);
     return CTL_OK;
 }
@@ -251,7 +279,9 @@ int ctl_sessions(ctl *c, int argc, char **argv)
     if (code)
         return code;
     const Deltad__V1__ListSessionsResponse *a = (const Deltad__V1__ListSessionsResponse *)m;
-    if (!c->json)
+    if (!c->json && a->n_sessions == 0)
+        puts("no sessions");
+    else if (!c->json)
         printf("%-26s %-16s %8s %8s %8s %6s %s\n", "ID", "NAME", "TURN", "TOKENS", "IDLE", "UID",
                "STATE");
     for (size_t i = 0; i < a->n_sessions; i++) {
@@ -259,8 +289,8 @@ int ctl_sessions(ctl *c, int argc, char **argv)
         if (c->json)
             ctl_print_json(&s->base);
         else
-            printf("%-26s %-16s %8" PRIu64 " %8" PRIu32 " %7.0fs %6" PRIu32 " %s\n", s->id, s->name,
-                   s->generation, s->n_tokens, (double)s->idle_ns * 1e-9, s->owner_uid,
+            printf("%-26s %-16s %8" PRIu64 " %8" PRIu32 " %8s %6" PRIu32 " %s\n", s->id, s->name,
+                   s->generation, s->n_tokens, duration(s->idle_ns).text, s->owner_uid,
                    s->busy ? "busy" : "idle");
     }
     protobuf_c_message_free_unpacked(m, NULL);
@@ -290,7 +320,7 @@ int ctl_status(ctl *c, int argc, char **argv)
         ctl_print_json(mi);
         ctl_print_json(ms);
     } else {
-        printf("deltad %s, up %.0f s\n", i->version, (double)s->uptime_ns * 1e-9);
+        printf("deltad %s, up %s\n", i->version, duration(s->uptime_ns).text);
         printf("model     %s on %s, %s, %.1f M parameters, context %" PRIu32 "\n", i->name,
                i->backend, i->quantization, (double)i->n_parameters * 1e-6, i->ctx_max);
         printf("layers    %" PRIu32 " DeltaNet + %" PRIu32 " attention, %" PRIu32

@@ -30,7 +30,8 @@ enum {
 typedef struct ctl {
     const char *socket; /* NULL: the default */
     bool json;          /* one JSON object a line on standard output */
-    bool color;         /* standard output is a terminal */
+    bool terminal;      /* standard output is one, and people read it (no --json) */
+    bool color;         /* and it may be told to dim and embolden */
     dc_client *client;
     de_arena arena; /* everything built for requests; freed at exit */
 } ctl;
@@ -48,6 +49,10 @@ int ctl_unary(ctl *c, const char *method, const ProtobufCMessage *request,
 /* Any message as one line of JSON: set fields by their proto names, enums by
  * name, bytes in base64, 64-bit integers as numbers. */
 void ctl_print_json(const ProtobufCMessage *m);
+
+/* What a model wrote, to standard output. A terminal gets no control characters of it but line feeds
+ * and tabs: a text must not move the cursor, set titles or fill the clipboard. */
+void ctl_put_text(const ctl *c, const char *s);
 
 /* A whole file, or standard input for "-"; at most 16 MiB. NULL after saying why. */
 char *ctl_read_file(ctl *c, const char *path, size_t *ret_len);

@@ -3,6 +3,8 @@
 #include "ctl.h"
 
 #include <errno.h>
+#include <langinfo.h>
+#include <locale.h>
 #include <math.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -30,7 +32,7 @@ static const char help[] =
     "      --tools FILE      tools, a JSON array in OpenAI's form\n"
     "      --no-think        answer without thinking\n"
     "      --show-thinking   with -p: print the reasoning too\n"
-    "      --session ID      with -p: the next turn of a session\n"
+    "      --session ID      chat: go on with a session, and leave it open\n"
     "      --temperature F  --top-k N  --top-p F  --min-p F  --seed N\n"
     "      --presence-penalty F  --frequency-penalty F  --repetition-penalty F\n"
     "      --max-tokens N  --stop TEXT (up to 16 times)  --ignore-eos\n"
@@ -73,7 +75,9 @@ int ctl_usage(const char *format, ...)
 
 int ctl_say_status(const ctl *c, int dc_result, const dc_status *st)
 {
-    enum { CANCELLED = 1, UNAVAILABLE = 14 };
+    enum { UNAVAILABLE = 14 };
+    if (dc_result == DC_EINTR)
+        return CTL_INTERRUPTED; /* the person did it and knows */
     if (c->json) {
         de_text t = { 0 };
         de_text_puts(&t, "{\"error\": {\"code\": ");
@@ -92,9 +96,22 @@ int ctl_say_status(const ctl *c, int dc_result, const dc_status *st)
         if (st->retry_ms)
             (void)fprintf(stderr, "deltactl: try again in %u ms\n", st->retry_ms);
     }
-    if (dc_result == DC_EINTR)
-        return CTL_INTERRUPTED;
     return st->code == UNAVAILABLE ? CTL_UNAVAILABLE : CTL_FAILED;
+}
+
+void ctl_put_text(const ctl *c, const char *s)
+{
+    for (; c->terminal && *s; s++) {
+        const unsigned char u = (unsigned char)*s;
+        const bool is_c1 = u == 0xc2 && (unsigned char)s[1] >= 0x80 && (unsigned char)s[1] < 0xa0;
+        if (is_c1)
+            s++;
+        if (is_c1 || (u < 32 && u != '\n' && u != '\t') || u == 127)
+            (void)fputs("\xef\xbf\xbd", stdout); /* U+FFFD */
+        else
+            (void)fputc(u, stdout);
+    }
+    (void)fputs(s, stdout);
 }
 
 int ctl_connect(ctl *c)
@@ -103,7 +120,20 @@ int ctl_connect(ctl *c)
     if (c->client)
         return 0;
     int r = dc_open(c->socket, &c->client, &st);
-    return r < 0 ? ctl_say_status(c, r, &st) : 0;
+    if (r == 0)
+        return 0;
+    int code = ctl_say_status(c, r, &st);
+    const char *path = c->socket ? c->socket : dc_default_socket();
+    if (code == CTL_UNAVAILABLE && access(path, W_OK) < 0 && errno == EACCES)
+        (void)fprintf(stderr,
+                      "deltactl: you may not use this socket; its owner and group may "
+                      "(ls -l %s)\n",
+                      path);
+    else if (code == CTL_UNAVAILABLE)
+        (void)fprintf(stderr, "deltactl: no deltad listens there. Start one (systemctl start "
+                              "deltad, or ./demo in the source), or name its socket with "
+                              "--socket PATH\n");
+    return code;
 }
 
 int ctl_unary(ctl *c, const char *method, const ProtobufCMessage *request,
@@ -114,6 +144,10 @@ int ctl_unary(ctl *c, const char *method, const ProtobufCMessage *request,
     if (r)
         return r;
     r = dc_unary(c->client, method, request, type, 0, ret_m, &st);
+    if (r == DC_ECLIENT) {
+        dc_free(c->client);
+        c->client = NULL;
+    }
     return r < 0 ? ctl_say_status(c, r, &st) : 0;
 }
 
@@ -303,6 +337,11 @@ bool ctl_generation_flag(ctl_generation *g, int argc, char **argv, int *i, int *
     return true;
 }
 
+static bool is_help(const char *arg)
+{
+    return strcmp(arg, "--help") == 0 || strcmp(arg, "-h") == 0;
+}
+
 int main(int argc, char **argv)
 {
     static const struct {
@@ -313,7 +352,10 @@ int main(int argc, char **argv)
                      { "tokenize", ctl_tokenize }, { "detokenize", ctl_detokenize },
                      { "sessions", ctl_sessions }, { "status", ctl_status },
                      { "cancel", ctl_cancel } };
-    ctl c = { .color = isatty(STDOUT_FILENO) };
+    ctl c = { 0 };
+    /* Texts are UTF-8, whatever the locale; the line editor asks the locale how wide they are. */
+    if (!setlocale(LC_CTYPE, "") || strcmp(nl_langinfo(CODESET), "UTF-8") != 0)
+        (void)setlocale(LC_CTYPE, "C.UTF-8");
     de_arena_init(&c.arena, 256u << 20);
     const struct sigaction interrupt = { .sa_handler = on_interrupt }; /* no SA_RESTART */
     (void)sigaction(SIGINT, &interrupt, NULL);
@@ -326,16 +368,21 @@ int main(int argc, char **argv)
             c.json = true;
         else if (strcmp(argv[i], "--socket") == 0 && i + 1 < argc)
             c.socket = argv[++i];
+        else if (strcmp(argv[i], "--socket") == 0)
+            code = ctl_usage("--socket needs a path");
         else if (strncmp(argv[i], "--socket=", 9) == 0)
             c.socket = argv[i] + 9;
         else
             argv[n++] = argv[i];
     }
     argv[n] = NULL;
-    if (n > 1 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)) {
+    const char *term = getenv("TERM"), *no_color = getenv("NO_COLOR");
+    c.terminal = isatty(STDOUT_FILENO) && !c.json;
+    c.color = c.terminal && !(no_color && *no_color) && term && strcmp(term, "dumb") != 0;
+    if (code < 0 && n > 1 && is_help(argv[n > 2 ? 2 : 1])) {
         (void)fputs(help, stdout);
         code = CTL_OK;
-    } else if (n > 1 && strcmp(argv[1], "--version") == 0) {
+    } else if (code < 0 && n > 1 && strcmp(argv[1], "--version") == 0) {
         puts("deltactl " CTL_VERSION);
         code = CTL_OK;
     }
