@@ -25,7 +25,7 @@ static const char help[] =
     "  status                model, memory, queue and counters\n"
     "  cancel REQUEST_ID     end a running request\n"
     "\n"
-    "for chat, generate and render:\n"
+    "for chat (generate: -p, and from --temperature on; render: -p to --no-think):\n"
     "  -p, --prompt TEXT     what to say\n"
     "  -s, --system TEXT     system message\n"
     "      --messages FILE   conversation so far, a JSON array in OpenAI's form (\"-\": stdin)\n"
