@@ -97,10 +97,12 @@ size_t delta_matcher_forced(delta_matcher *m, uint32_t *ids, size_t max)
         if (first != SIZE_MAX) {
             size_t bytes = 0, len;
             for (; first + i < n_got && i < (have ? n_same : max); i++) {
-                (void)delta_token_bytes(v->tok, got[first + i], &len);
-                bytes += len;
-                if (bytes > n || (have && got[first + i] != ids[i]))
+                const uint8_t *p = delta_token_bytes(v->tok, got[first + i], &len);
+                /* what stands before may be normalised, and the cut fall elsewhere */
+                if (bytes + len > n || memcmp(p, text + before + bytes, len) != 0 ||
+                    (have && got[first + i] != ids[i]))
                     break;
+                bytes += len;
                 ids[i] = got[first + i];
             }
         }
