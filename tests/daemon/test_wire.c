@@ -154,6 +154,7 @@ TEST(what_the_answer_is_held_to)
     CHECK_EQ(r.format, DD_FORMAT_REGEX);
     CHECK(r.format_text.len == 2 && memcmp(r.format_text.p, "a+", 2) == 0);
     dd_request_done(&r);
+    free(o.data);
     o = chat("x", 1);
     dd_wire_put_bytes(&choices, 1, "yes", 3);
     dd_wire_put_bytes(&choices, 1, "no", 2);
@@ -163,6 +164,7 @@ TEST(what_the_answer_is_held_to)
     CHECK_EQ(r.format, DD_FORMAT_CHOICE);
     CHECK_EQ(r.n_format_choices, 2);
     dd_request_done(&r);
+    free(o.data);
     o = chat("x", 1);
     put_message(&inner, 5, &choices);
     put_message(&o, 12, &inner);
@@ -181,6 +183,7 @@ TEST(what_the_answer_is_held_to)
     CHECK_EQ(dd_request_tools_check(&r, &st), -1);
     CHECK_STR(st.field, "tool_choice.allowed.names[0]");
     dd_request_done(&r);
+    free(o.data);
     o = chat("x", 1);
     put_message(&inner, 3, &allowed);
     put_message(&o, 7, &inner);
