@@ -44,8 +44,10 @@ void *de_arena_alloc(de_arena *a, size_t size)
         if (room > SIZE_MAX - HEAD)
             return NULL;
         b = malloc(HEAD + room);
-        if (!b)
+        if (!b) {
+            a->is_starved = true;
             return NULL;
+        }
         *b = (de_arena_block){ .next = a->head, .size = room };
         a->head = b;
     }

@@ -7,6 +7,7 @@
 #ifndef DE_ARENA_H
 #define DE_ARENA_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -14,6 +15,7 @@ typedef struct de_arena_block de_arena_block;
 typedef struct de_arena {
     de_arena_block *head;
     size_t used, limit; /* bytes handed out, and the most there may be */
+    bool is_starved;    /* malloc failed once: what was missing was memory, not the limit */
 } de_arena;
 
 void de_arena_init(de_arena *a, size_t limit);

@@ -172,7 +172,9 @@ int de_spec_json(delta_grammar *g, delta_str text, const char *where, de_json **
     int e = de_json_parse(&g->arena, text.p, text.len, ret_v, err);
     if (e < 0) {
         delta_error_prefix(err, "%s", where);
-        e = e == DELTA_EFORMAT ? DELTA_EINVALID : DELTA_ELIMIT; /* the arena is the budget */
+        e = e == DELTA_EFORMAT    ? DELTA_EINVALID
+            : g->arena.is_starved ? DELTA_ENOMEM
+                                  : DELTA_ELIMIT; /* the arena is the budget */
         if (err)
             err->code = e;
     }
@@ -291,6 +293,8 @@ static int finish(delta_grammar *g, delta_error *err)
         de_auto_trim(a);
     if (!a->code)
         left = de_auto_left_recursion(a);
+    if (a->code == DELTA_ELIMIT && a->arena->is_starved)
+        a->code = DELTA_ENOMEM;
     if (a->code == DELTA_ELIMIT)
         return delta_fail(err, DELTA_ELIMIT,
                           "grammar: more than %d states, %d MB or %d ms of compiling",
