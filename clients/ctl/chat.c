@@ -162,9 +162,21 @@ static int ask(chat *ch, Deltad__V1__ChatRequest *q, answer *a)
     int r = dc_start(c->client, DC_CHAT, &q->base, 0, &call, &st);
     while (r >= 0) {
         r = dc_next(call, &deltad__v1__chat_event__descriptor, &m, &st);
-        if (r == DC_EINTR && ctl_interrupted()) {
-            if (cancelled)
-                break; /* a second Ctrl-C does not wait */
+        if (r > 0) {
+            note_call(ch, (const Deltad__V1__ChatEvent *)m, a);
+            if (c->json)
+                ctl_print_json(m);
+            else
+                print_event(&p, (const Deltad__V1__ChatEvent *)m);
+            protobuf_c_message_free_unpacked(m, NULL);
+        } else if (r != DC_EINTR) {
+            break;
+        }
+        if (ctl_interrupted()) { /* in the call, or while its event was printed */
+            if (cancelled) {
+                r = DC_EINTR; /* a second Ctrl-C does not wait */
+                break;
+            }
             cancelled = true;
             Deltad__V1__CancelRequest stop = DELTAD__V1__CANCEL_REQUEST__INIT;
             stop.request_id = id;
@@ -173,21 +185,8 @@ static int ask(chat *ch, Deltad__V1__ChatRequest *q, answer *a)
             if (dc_unary(c->client, DC_CANCEL, &stop.base, &deltad__v1__cancel_response__descriptor,
                          0, &none, &ignored) == 0)
                 protobuf_c_message_free_unpacked(none, NULL);
-            r = 1;
-            continue;
         }
-        if (r == DC_EINTR)
-            r = 1;
-        else if (r > 0) {
-            note_call(ch, (const Deltad__V1__ChatEvent *)m, a);
-            if (c->json)
-                ctl_print_json(m);
-            else
-                print_event(&p, (const Deltad__V1__ChatEvent *)m);
-            protobuf_c_message_free_unpacked(m, NULL);
-        } else {
-            break;
-        }
+        r = 1;
     }
     end_thinking(&p);
     if (r < 0) {

@@ -70,6 +70,10 @@ int ctl_generate(ctl *c, int argc, char **argv)
             ctl_put_text(c, e->text->text);
         (void)fflush(stdout);
         protobuf_c_message_free_unpacked(m, NULL);
+        if (ctl_interrupted()) { /* while it was printed: no call saw it */
+            r = DC_EINTR;
+            break;
+        }
     }
     if (!c->json)
         (void)fputc('\n', stdout);
