@@ -99,7 +99,9 @@ size_t delta_matcher_forced(delta_matcher *m, uint32_t *ids, size_t max)
             for (; first + i < n_got && i < (have ? n_same : max); i++) {
                 const uint8_t *p = delta_token_bytes(v->tok, got[first + i], &len);
                 /* what stands before may be normalised, and the cut fall elsewhere */
-                if (bytes + len > n || memcmp(p, text + before + bytes, len) != 0 ||
+                if (bytes + len > n || len > DELTA_GRAMMAR_TOKEN_BYTES ||
+                    delta_token_kind(v->tok, got[first + i]) == DELTA_TOKEN_SPECIAL ||
+                    memcmp(p, text + before + bytes, len) != 0 ||
                     (have && got[first + i] != ids[i]))
                     break;
                 bytes += len;

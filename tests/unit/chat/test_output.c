@@ -181,8 +181,7 @@ TEST(output_holds_back_a_few_bytes_of_a_text)
                                           "<parameter=", "\xC3\xA9", "<<<<",        "\t",
                                           "</>",         "```" };
     static const char *const heads[] = { "", "x</think>",
-                                         "<tool_call>\n<function=write>\n"
-                                         "<parameter=path>\n" };
+                                         "<tool_call>\n<function=write>\n<parameter=path>\n" };
     static const enum delta_out_kind kinds[] = { DELTA_OUT_REASONING, DELTA_OUT_CONTENT,
                                                  DELTA_OUT_CALL_ARGS };
     for (int k = 0; k < 3; k++) {
