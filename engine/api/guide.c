@@ -103,7 +103,7 @@ int de_guide_start(de_guide *guide, const de_think_tags *tags, const delta_guide
         if (tags->close_id < 0)
             return delta_fail(err, DELTA_EUNSUPPORTED,
                               "the tokenizer has no </think>: reasoning cannot be closed");
-        x.in_reasoning = x.has_budget = true;
+        x.in_reasoning = true;
         x.budget = g->budget_tokens;
     }
     if (g && g->grammar) {
@@ -112,7 +112,7 @@ int de_guide_start(de_guide *guide, const de_think_tags *tags, const delta_guide
             return r;
     }
     *guide = x;
-    if (x.has_budget && x.budget == 0)
+    if (x.in_reasoning && x.budget == 0)
         close_reasoning(guide);
     else
         force_text(guide);

@@ -37,8 +37,7 @@ int de_think_tags_find(const delta_tokenizer *t, de_think_tags *ret_tags, delta_
 
 typedef struct de_guide {
     const de_think_tags *tags;
-    bool in_reasoning;
-    bool has_budget;
+    bool in_reasoning; /* under a budget */
     uint32_t budget, n_reasoning;
     bool after_newline;
     uint8_t call; /* how much of "<tool_call>, white space, <function=" came; all: inside a call */

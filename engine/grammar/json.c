@@ -191,17 +191,23 @@ static de_expr *spelled(de_json_rules *j, const char *p, size_t len)
     return de_expr_bytes(a, out, n);
 }
 
+/* JSON text, which goes. */
+static de_expr *written(de_json_rules *j, de_text *t)
+{
+    de_expr *e = NULL;
+    if (t->failed || !t->p)
+        j->a->code = DELTA_ENOMEM;
+    else
+        e = spelled(j, t->p, t->len);
+    de_text_done(t);
+    return e;
+}
+
 static de_expr *scalar(de_json_rules *j, const de_json *v)
 {
     de_text t = { 0 };
     de_json_write(&t, v, true);
-    de_expr *e = NULL;
-    if (t.failed || !t.p)
-        j->a->code = DELTA_ENOMEM;
-    else
-        e = spelled(j, t.p, t.len);
-    de_text_done(&t);
-    return e;
+    return written(j, &t);
 }
 
 /* Recursion: as deep as JSON may be. */
@@ -236,13 +242,7 @@ de_expr *de_json_key(de_json_rules *j, delta_str name)
 {
     de_text t = { 0 };
     de_json_write_string(&t, name.p, name.len);
-    de_expr *e = NULL;
-    if (t.failed || !t.p)
-        j->a->code = DELTA_ENOMEM;
-    else
-        e = spelled(j, t.p, t.len);
-    de_text_done(&t);
-    return e;
+    return written(j, &t);
 }
 
 /* ---- numbers without bounds */

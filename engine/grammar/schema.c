@@ -83,6 +83,18 @@ static bool failed(const schema_reader *r)
     return r->code || r->j->a->code;
 }
 
+/* A call of the automaton as a rule of its own; f is used up. */
+static de_expr *rule_of_nfa(schema_reader *r, de_nfa *f, uint32_t start, uint32_t end)
+{
+    de_auto *a = r->j->a;
+    const uint32_t rule = de_rule_new(a);
+    if (failed(r))
+        de_nfa_done(f);
+    else
+        de_rule_make_nfa(a, rule, f, start, end);
+    return de_expr_call(a, rule);
+}
+
 static size_t path_push(schema_reader *r, const char *name)
 {
     const size_t was = r->n_path;
@@ -910,12 +922,7 @@ static de_expr *object_expr(schema_reader *r, property *props, uint32_t n, uint3
         de_nfa_byte(&f, none, '}', '}', end);
         de_nfa_byte(&f, some, '}', '}', end);
     }
-    const uint32_t rule = de_rule_new(a);
-    if (failed(r))
-        de_nfa_done(&f);
-    else
-        de_rule_make_nfa(a, rule, &f, start, end);
-    return de_expr_call(a, rule);
+    return rule_of_nfa(r, &f, start, end);
 }
 
 static de_expr *objects(schema_reader *r, const conj *c)
@@ -1046,12 +1053,7 @@ static de_expr *arrays(schema_reader *r, const conj *c)
     } else if (min <= n) {
         de_nfa_byte(&f, at, ']', ']', end);
     }
-    const uint32_t rule = de_rule_new(a);
-    if (failed(r))
-        de_nfa_done(&f);
-    else
-        de_rule_make_nfa(a, rule, &f, start, end);
-    return de_expr_call(a, rule);
+    return rule_of_nfa(r, &f, start, end);
 }
 
 /* ---- values */
