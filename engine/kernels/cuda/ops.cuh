@@ -1,0 +1,126 @@
+/* ops.cuh -- the operations of the CUDA backend: what each takes, computes and leaves behind.
+ *
+ * All pointers are device memory unless said otherwise. Every function only launches kernels on `stream`: no allocation, no
+ * synchronisation, no host memory touched later. Errors of a launch are left to cudaGetLastError(), which the caller asks once a
+ * forward. Arguments were checked by the caller.
+ *
+ * Rows of a batch are rows of all matrices. Activations are BF16, the residual stream h and all states are float. Two families:
+ *   decode   sequences with one row each, at most DE_CU_DECODE_ROWS of them: cost is the bytes read. Captured in graphs, so
+ *            what differs from step to step is read from device memory.
+ *   prefill  any rows: tensor-core tiles.
+ * Which one serves a sequence is decided by de_batch_seq.decode, never by what else is in the batch, and in both the bits of a row
+ * depend on that row and its sequence alone. */
+#ifndef DE_KERNELS_CUDA_OPS_CUH
+#define DE_KERNELS_CUDA_OPS_CUH
+
+#include "kernels/cuda/common.cuh"
+
+enum {
+    DE_CU_DECODE_ROWS = 64,
+    DE_CU_PAGE = 64,  /* tokens of a KV page */
+    DE_CU_ATTN = 256, /* dims of an attention head */
+    DE_CU_GDN = 128,  /* dims of a DeltaNet head */
+};
+
+/* One matrix [out, in] in fragment order (common.cuh). */
+struct de_cu_linear {
+    const uint8_t *w;
+    const float *scale; /* INT8: [out padded to 16][in / group]; else NULL */
+    uint32_t out, in;   /* in % 32 == 0 */
+    uint32_t group;     /* columns of one scale: in, or a multiple of 32 that divides it */
+};
+
+/* A sequence of the batch. */
+struct de_cu_seq {
+    uint32_t row, n_rows; /* rows [row, row + n_rows) of the batch */
+    uint32_t start;       /* position of the first row */
+    uint32_t slot;        /* its state */
+    uint32_t page0;       /* its page ids are pages[page0 ...], enough for start + n_rows tokens */
+};
+
+/* ---- linear */
+
+enum de_cu_store {
+    DE_CU_BF16, /* y bf16 [rows][ldy] = x W' */
+    DE_CU_F32,  /* y float [rows][ldy] = x W' */
+    DE_CU_ADD,  /* y float [rows][ldy] += x W' */
+};
+
+/* prefill. x [rows][ldx] BF16, 16-byte aligned rows. `out` need not be a multiple of anything. */
+void de_cu_linear_tile(cudaStream_t stream, const de_cu_linear &w, const bf16 *x, size_t ldx,
+                       uint32_t rows, de_cu_store store, void *y, size_t ldy);
+
+/* ---- experts */
+
+struct de_cu_experts {
+    uint32_t n_experts, top_k, hidden, width, shared_width;
+    /* Of expert 0; expert e lies e * *_stride bytes behind, its scales e * *_scales floats. gate_up is [2 * width, hidden] with
+     * gates and ups in turn by eights: row 16 i + j is gate 8 i + j for j < 8, else up 8 i + j - 8 (width % 8 == 0). */
+    de_cu_linear gate_up, down; /* down [hidden, width] */
+    size_t gate_up_stride, down_stride, gate_up_scales, down_scales;
+    de_cu_linear shared_gate_up, shared_down; /* of shared_width; the same order of rows */
+};
+
+/* Bytes of workspace of de_cu_moe_tile for that many rows. */
+size_t de_cu_moe_tile_bytes(const de_cu_experts &e, uint32_t rows);
+/* prefill. For each row: h += sum over its experts of weight * down(silu(gate x) * up x) + sigmoid(shared_logit) * shared(x). The
+ * inner activation is rounded to BF16. The sum goes over the row's experts in rising number, the shared one last, in float.
+ *   x [rows][hidden] BF16; h [rows][hidden] float; router [rows][ldr] float: logits of the experts in 0 .. n_experts - 1, the
+ *   shared expert's gate logit at n_experts. Top k and softmax over the chosen are done here (ties: the lower number). */
+void de_cu_moe_tile(cudaStream_t stream, const de_cu_experts &e, const bf16 *x, const float *router,
+                    size_t ldr, uint32_t rows, float *h, void *workspace);
+
+/* ---- Gated DeltaNet */
+
+struct de_cu_gdn {
+    uint32_t k_heads, v_heads, channels; /* channels = (2 k_heads + v_heads) * 128 */
+    const float *conv;                   /* [4][channels], oldest input first */
+    const float *neg_exp_A, *dt_bias;    /* [v_heads] */
+    const float *norm;                   /* [128], plain weight of the gated norm */
+    float eps;                           /* of the gated norm; that of the l2 norms is 1e-6 */
+    /* The layer's state of slot 0; slot s lies s * slot_floats behind: S [v_heads][128 k][128 v], then conv tail [3][channels],
+     * the last three inputs of the conv, oldest first. All float. */
+    float *state;
+    size_t slot_floats;
+};
+/* One row of the projections: u [channels] (q, k, v before the conv), then z [v_heads * 128], then b [v_heads], a [v_heads], all
+ * BF16 in one row of ldp elements: p [rows][ldp]. */
+size_t de_cu_gdn_chunk_bytes(const de_cu_gdn &g, uint32_t rows, uint32_t n_seqs);
+/* prefill. Conv + SiLU, l2 norms, gates, the chunked delta rule (chunks end where the position is a multiple of 64, the states
+ * are updated), gated norm: y [rows][v_heads * 128] BF16. Formulas: engine/model/layer_gdn.c. rows: of all n_seqs together;
+ * the rows of sequence i are those of seqs[i]. max_rows: no sequence has more (host knows). */
+void de_cu_gdn_chunk(cudaStream_t stream, const de_cu_gdn &g, const bf16 *p, size_t ldp,
+                     const de_cu_seq *seqs, uint32_t n_seqs, uint32_t rows, uint32_t max_rows,
+                     bf16 *y, void *workspace);
+
+/* ---- attention */
+
+enum de_cu_kv { DE_CU_KV_BF16, DE_CU_KV_FP8 /* e4m3, scale 1 */ };
+
+struct de_cu_attn {
+    uint32_t q_heads, kv_heads, rotary;
+    const float *q_norm, *k_norm; /* [256] delta around 0 */
+    float eps;
+    de_cu_kv kv_type;
+    uint8_t *kv;       /* this layer's page 0; page p lies p * page_bytes behind */
+    size_t page_bytes; /* kv_heads * 2 * 64 * 256 elements */
+};
+/* One row of the projections: q_heads times (query [256], gate [256]), k [kv_heads][256], v [kv_heads][256]; BF16, ldp elements.
+ * cos and sin: rope [rows][rotary] float, rotary / 2 cosines, then sines. */
+size_t de_cu_attn_prefill_bytes(const de_cu_attn &a, uint32_t rows);
+/* prefill. Norms and rotary of q and k, k and v into their pages, causal attention over the pages at 1/16, times
+ * sigmoid(gate): y [rows][q_heads * 256] BF16. Formulas: engine/model/layer_attn.c. max_rows and max_end: no sequence has more
+ * rows, none ends (start + n_rows) later. */
+void de_cu_attn_prefill(cudaStream_t stream, const de_cu_attn &a, const bf16 *p, size_t ldp,
+                        const float *rope, const de_cu_seq *seqs, const uint32_t *pages,
+                        uint32_t n_seqs, uint32_t rows, uint32_t max_rows, uint32_t max_end,
+                        bf16 *y, void *workspace);
+size_t de_cu_attn_decode_bytes(const de_cu_attn &a, uint32_t n_seqs);
+/* decode: one row a sequence (n_rows == 1, row i is sequence i). How a context is split among blocks depends on its own length
+ * only; seqs and pages are read on the device and the launch is the same for every length up to ctx_max. `dependent`: launch
+ * with programmatic dependent launch. */
+void de_cu_attn_decode(cudaStream_t stream, const de_cu_attn &a, const bf16 *p, size_t ldp,
+                       const float *rope, const de_cu_seq *seqs, const uint32_t *pages,
+                       uint32_t n_seqs, uint32_t ctx_max, bf16 *y, void *workspace, bool dependent);
+
+#endif
