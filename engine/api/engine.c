@@ -9,7 +9,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "api/checkpoint.h"
 #include "api/internal.h"
@@ -43,9 +42,6 @@ static int check_options(const delta_engine_options *o, delta_error *err)
 {
     if (!o->model_dir || !*o->model_dir)
         return delta_fail(err, DELTA_EINVALID, "no model_dir is given");
-    if (o->backend == DELTA_BACKEND_CUDA)
-        return delta_fail(err, DELTA_EUNSUPPORTED,
-                          "this build has no CUDA backend: use backend cpu or auto");
     if (o->max_sessions > SESSIONS_MAX)
         return delta_fail(err, DELTA_EINVALID, "max_sessions %u is not in 1..%d", o->max_sessions,
                           SESSIONS_MAX);
@@ -65,6 +61,20 @@ static char *last_part(const char *path)
     while (begin > 0 && path[begin - 1] != '/')
         begin--;
     return strndup(path + begin, end - begin);
+}
+
+static int choose_backend(delta_engine *e, const delta_engine_options *o, delta_error *err)
+{
+    static const char *const names[] = { "auto", "cpu", "cuda" };
+    e->backend = de_backend_find(names[o->backend]);
+    if (!e->backend)
+        return delta_fail(err, DELTA_EUNSUPPORTED,
+                          "this build has no CUDA backend: use backend cpu or auto");
+    if (de_backend_memory(e->backend) == 0)
+        return delta_fail(err, DELTA_EUNSUPPORTED,
+                          "no CUDA device is found (nvidia-smi lists them): use backend cpu or "
+                          "auto, or see that the driver is loaded and /dev/nvidia* are accessible");
+    return 0;
 }
 
 /* ---- the checkpoint ---- */
@@ -164,12 +174,6 @@ static int open_tokenizer(delta_engine *e, const char *dir, delta_error *err)
 
 /* ---- memory ---- */
 
-static uint64_t memory_bytes(void)
-{
-    const long pages = sysconf(_SC_PHYS_PAGES), size = sysconf(_SC_PAGESIZE);
-    return pages > 0 && size > 0 ? (uint64_t)pages * (uint64_t)size : UINT64_MAX;
-}
-
 static double gib(uint64_t bytes)
 {
     return (double)bytes / 0x1p30;
@@ -215,7 +219,8 @@ static int make_plan(delta_engine *e, const delta_engine_options *o, de_model_op
                           e->shape.ctx_max);
     e->step_tokens = o->step_tokens ? o->step_tokens : STEP_TOKENS_DEFAULT;
     e->max_seqs = info->max_sessions < e->step_tokens ? info->max_sessions : e->step_tokens;
-    de_model_options mo = { .threads = o->threads,
+    de_model_options mo = { .backend = e->backend,
+                            .threads = o->threads,
                             .n_slots = info->max_sessions,
                             .n_pages = 1,
                             .max_rows = e->step_tokens,
@@ -228,7 +233,7 @@ static int make_plan(delta_engine *e, const delta_engine_options *o, de_model_op
     int r = de_model_plan(&e->shape, e->binding, &mo, &one, err);
     if (r < 0)
         return r;
-    const uint64_t memory = memory_bytes();
+    const uint64_t memory = de_backend_memory(e->backend);
     uint64_t tokens = o->kv_tokens;
     if (tokens == 0)
         tokens = default_kv_tokens(e, &one, memory);
@@ -317,15 +322,15 @@ int delta_engine_open(const delta_engine_options *o, delta_engine **ret_e, delta
         r = delta_fail(err, DELTA_ENOMEM, "name of the model");
         goto fail;
     }
-    (void)snprintf(e->backend_name, sizeof e->backend_name, "cpu");
-    if ((r = open_checkpoint(e, o, err)) < 0 || (r = open_tokenizer(e, o->model_dir, err)) < 0 ||
-        (r = make_plan(e, o, &mo, err)) < 0 || (r = allocate_workspace(e, mo.n_pages, err)) < 0)
+    if ((r = choose_backend(e, o, err)) < 0 || (r = open_checkpoint(e, o, err)) < 0 ||
+        (r = open_tokenizer(e, o->model_dir, err)) < 0 || (r = make_plan(e, o, &mo, err)) < 0 ||
+        (r = allocate_workspace(e, mo.n_pages, err)) < 0)
         goto fail;
     r = de_model_open(e->weights, &e->shape, e->binding, &mo, &e->model, err);
     if (r < 0)
         goto fail;
     e->info.model_name = e->model_name;
-    e->info.backend = e->backend_name;
+    e->info.backend = de_backend_name(e->backend);
     e->info.quantization = e->quantization;
     e->info.load_ns = de_now_ns() - start;
     *ret_e = e;

@@ -28,7 +28,7 @@ enum {
 struct delta_engine {
     delta_engine_info info;
     char *model_name;
-    char backend_name[8];
+    const de_backend *backend;
     char quantization[64];
 
     de_shape shape;
@@ -79,6 +79,7 @@ struct delta_session {
     uint32_t n, computed;
     uint32_t appended_from; /* where the appends begin that are being computed */
     uint32_t appended_end;  /* and end; work is pending while computed < appended_end */
+    uint32_t piece_from;    /* start of what is computed up to the next cut; <= computed */
     uint32_t sampled_end;   /* behind the last sampled token */
     float *saved_logits;    /* [n_vocab] of the last token */
     bool has_logits;        /* they are valid: computed == n, nothing was sampled from them */

@@ -130,6 +130,7 @@ static void drop_pending(delta_session *s)
     for (uint32_t i = n + 1; i <= s->n; i++)
         s->cuts[i / 8] &= (uint8_t) ~(1u << (i % 8));
     s->n = n;
+    s->piece_from = s->computed;
     s->appended_end = n < s->appended_end ? 0 : s->appended_end;
 }
 
@@ -181,17 +182,22 @@ static void fill_batch(delta_engine *e, uint32_t n_seqs, uint64_t now, de_batch 
         const uint32_t rows = e->items[e->order[i]].ret_rows;
         delta_session *s = e->of_item[e->order[i]];
         const bool ends = s->computed + rows == s->n;
+        /* A row is decode's if it stands alone between two cuts, not because little fitted in. */
+        const bool decode = s->computed == s->piece_from && segment(s) == 1;
         e->seqs[i] = (de_batch_seq){ .row = row,
                                      .n_rows = rows,
                                      .start = s->computed,
                                      .pages = s->pages,
                                      .slot = s->slot,
+                                     .decode = decode,
                                      .first_out = out,
                                      .n_out = ends ? 1 : 0 };
         memcpy(e->row_tokens + row, s->tokens + s->computed, rows * sizeof *e->row_tokens);
         for (uint32_t k = 0; k < rows; k++)
             for (int axis = 0; axis < 3; axis++)
                 e->row_pos[row + k][axis] = s->computed + k;
+        if (rows == segment(s))
+            s->piece_from = s->computed + rows;
         row += rows;
         out += ends ? 1 : 0;
         if (s->work_ns == 0 && s->n_generated == 0)

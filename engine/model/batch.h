@@ -25,6 +25,7 @@ typedef struct de_batch_seq {
     uint32_t start;            /* tokens already in the cache = sequence index of the first row */
     const uint32_t *pages;     /* page ids; enough for start + n_rows tokens */
     uint32_t slot;             /* state slot */
+    bool decode;               /* one row, computed the way of decode: see docs/NUMERICS.md */
     uint32_t first_out, n_out; /* of its rows, the last n_out get logits, at out[first_out ..] */
 } de_batch_seq;
 

@@ -12,15 +12,27 @@
 #include "model/shape.h"
 
 typedef struct de_model de_model;
+typedef struct de_backend de_backend;
+
+/* "cpu", "cuda", or "auto": cuda where this build has it and the machine a device. NULL: not in
+ * this build. */
+const de_backend *de_backend_find(const char *name);
+const char *de_backend_name(const de_backend *b);
+/* Bytes of the memory that a model on it must fit in, in use or not; 0: there is no device. */
+uint64_t de_backend_memory(const de_backend *b);
+
+enum de_kv_type { DE_KV_AUTO, DE_KV_BF16, DE_KV_FP8 };
 
 typedef struct de_model_options {
-    uint32_t threads;  /* 0: all cores */
-    uint32_t n_slots;  /* state slots */
-    uint32_t n_pages;  /* KV pages of DE_PAGE tokens, shared by all attention layers */
-    uint32_t max_rows; /* of one batch */
-    uint32_t max_seqs; /* of one batch */
-    uint32_t max_out;  /* rows with logits of one batch */
-    uint32_t ctx_max;  /* longest sequence */
+    const de_backend *backend; /* NULL: cpu */
+    enum de_kv_type kv_type;   /* cuda: DE_KV_AUTO is BF16. cpu: always F32 */
+    uint32_t threads;          /* of the CPU backend; 0: all cores */
+    uint32_t n_slots;          /* state slots */
+    uint32_t n_pages;          /* KV pages of DE_PAGE tokens, shared by all attention layers */
+    uint32_t max_rows;         /* of one batch */
+    uint32_t max_seqs;         /* of one batch */
+    uint32_t max_out;          /* rows with logits of one batch */
+    uint32_t ctx_max;          /* longest sequence */
     void (*on_progress)(void *arg, const char *phase, uint64_t done, uint64_t total);
     void *arg;
 } de_model_options;
@@ -33,6 +45,7 @@ typedef struct de_memory_plan {
 int de_model_plan(const de_shape *shape, const de_binding *b, const de_model_options *o,
                   de_memory_plan *ret_plan, delta_error *err);
 
+/* w NULL: random weights in the formats of b (backend cuda). */
 int de_model_open(const de_weights *w, const de_shape *shape, const de_binding *b,
                   const de_model_options *o, de_model **ret_m, delta_error *err);
 void de_model_free(de_model *m);
@@ -50,13 +63,15 @@ int de_forward(de_model *m, const de_batch *batch, float *logits, const de_captu
 
 /* A slot as at the start of a sequence. */
 void de_model_slot_clear(de_model *m, uint32_t slot);
-/* Copies of a slot's state (checkpoints); size of one copy in bytes. */
+/* Copies of a slot's state (checkpoints); size of one copy in bytes. Each DeltaNet layer in turn:
+ * f32 S [v_heads][128 key][128 value], then the conv's last three inputs [3][channels], oldest
+ * first. DELTA_EIO: the device failed. */
 size_t de_model_slot_bytes(const de_model *m);
-void de_model_slot_save(de_model *m, uint32_t slot, void *dst);
-void de_model_slot_load(de_model *m, uint32_t slot, const void *src);
+int de_model_slot_save(de_model *m, uint32_t slot, void *dst, delta_error *err);
+int de_model_slot_load(de_model *m, uint32_t slot, const void *src, delta_error *err);
 /* For tests: f32 [v_heads, 128 key, 128 value] and f32 [channels, 3] (oldest first) of the n-th
  * DeltaNet layer. */
-void de_model_slot_peek(const de_model *m, uint32_t slot, uint32_t gdn_layer, float *recurrent,
-                        float *conv);
+int de_model_slot_peek(de_model *m, uint32_t slot, uint32_t gdn_layer, float *recurrent,
+                       float *conv, delta_error *err);
 
 #endif

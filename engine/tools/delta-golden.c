@@ -247,12 +247,16 @@ static void check_states(golden *g, const char *prompt)
     float *rec = malloc(n_rec * sizeof *rec), *conv = malloc(n_conv * sizeof *conv);
     double worst[2] = { 0, 0 };
     unsigned compared[2] = { 0, 0 };
+    delta_error err;
     for (uint32_t i = 0; rec && conv && i < s->n_layers; i++) {
         if (s->layer_kind[i] != DE_LAYER_GDN)
             continue;
         char name[64];
         size_t n;
-        de_model_slot_peek(g->model, 0, s->kind_index[i], rec, conv);
+        if (de_model_slot_peek(g->model, 0, s->kind_index[i], rec, conv, &err) < 0) {
+            broken(g->tally, g->name, prompt, "states", err.text);
+            break;
+        }
         (void)snprintf(name, sizeof name, "state.recurrent.L%u", i);
         float *want = values(g, prompt, name, DE_F32, &n);
         if (want && n == n_rec) {

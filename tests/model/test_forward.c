@@ -188,9 +188,9 @@ TEST(a_restored_slot_goes_on_with_the_same_bits)
     float *a = malloc(bytes), *b = malloc(bytes);
     void *kept = malloc(de_model_slot_bytes(r.m));
     prefill(&r, 0, 90, a);
-    de_model_slot_save(r.m, 0, kept);
+    CHECK_EQ(de_model_slot_save(r.m, 0, kept, NULL), 0);
     forward(&r, &(part){ 0, 90, 20 }, 1, a);
-    de_model_slot_load(r.m, 0, kept); /* the pages before are as they were */
+    CHECK_EQ(de_model_slot_load(r.m, 0, kept, NULL), 0); /* the pages before are as they were */
     forward(&r, &(part){ 0, 90, 20 }, 1, b);
     CHECK(memcmp(a, b, bytes) == 0);
     free(a);

@@ -9,7 +9,8 @@
 #include <time.h>
 
 #include "base/bf16.h"
-#include "model/model.h"
+#include "model/forward.h"
+#include "model/rope.h"
 #include "unit/model/checkpoint_values.h"
 
 enum { MAX_T = 131, D = 256, G = 128 };

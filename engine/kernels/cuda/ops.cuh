@@ -87,7 +87,7 @@ struct de_cu_gdn {
  * BF16 in one row of ldp elements: p [rows][ldp]. */
 size_t de_cu_gdn_chunk_bytes(const de_cu_gdn &g, uint32_t rows, uint32_t n_seqs);
 /* prefill. Conv + SiLU, l2 norms, gates, the chunked delta rule (chunks end where the position is a multiple of 64, the states
- * are updated), gated norm: y [rows][v_heads * 128] BF16. Formulas: engine/model/layer_gdn.c. rows: of all n_seqs together;
+ * are updated), gated norm: y [rows][v_heads * 128] BF16. Formulas: engine/model/cpu/layer_gdn.c. rows: of all n_seqs together;
  * the rows of sequence i are those of seqs[i]. max_rows: no sequence has more (host knows). */
 void de_cu_gdn_chunk(cudaStream_t stream, const de_cu_gdn &g, const bf16 *p, size_t ldp,
                      const de_cu_seq *seqs, uint32_t n_seqs, uint32_t rows, uint32_t max_rows,
@@ -109,7 +109,7 @@ struct de_cu_attn {
  * cos and sin: rope [rows][rotary] float, rotary / 2 cosines, then sines. */
 size_t de_cu_attn_prefill_bytes(const de_cu_attn &a, uint32_t rows);
 /* prefill. Norms and rotary of q and k, k and v into their pages, causal attention over the pages at 1/16, times
- * sigmoid(gate): y [rows][q_heads * 256] BF16. Formulas: engine/model/layer_attn.c. max_rows and max_end: no sequence has more
+ * sigmoid(gate): y [rows][q_heads * 256] BF16. Formulas: engine/model/cpu/layer_attn.c. max_rows and max_end: no sequence has more
  * rows, none ends (start + n_rows) later. */
 void de_cu_attn_prefill(cudaStream_t stream, const de_cu_attn &a, const bf16 *p, size_t ldp,
                         const float *rope, const de_cu_seq *seqs, const uint32_t *pages,

@@ -2,7 +2,7 @@
  * angle is position times frequency in f32, so a last bit that differs is seen at long positions. */
 #include "support/tap.h"
 
-#include "model/model.h"
+#include "model/rope.h"
 
 static void check(const de_shape *s, const uint32_t *want)
 {

@@ -1,4 +1,4 @@
-/* model.h -- the inside of a de_model on the CPU backend: what forward.c and
+/* model.h -- the inside of a model on the CPU backend: what forward.c and
  * the layers share.
  *
  * Memory, per attention layer and page: K transposed [kv_heads][256][64 tokens],
@@ -6,12 +6,14 @@
  * the summed index, vectorised over tokens and over dims. Per slot and DeltaNet
  * layer: S [v_heads][128 k][128 v] and the last three conv inputs
  * [3][channels], oldest first. All f32. */
-#ifndef DE_MODEL_H
-#define DE_MODEL_H
+#ifndef DE_CPU_MODEL_H
+#define DE_CPU_MODEL_H
 
 #include "kernels/cpu/hot.h"
 #include "kernels/cpu/pool.h"
-#include "model/forward.h"
+#include "model/backend.h"
+
+typedef struct de_cpu_model de_cpu_model;
 
 typedef struct de_expert {
     de_panels gate, up, down;
@@ -34,7 +36,8 @@ typedef struct de_layer {
     de_expert *experts;
 } de_layer;
 
-struct de_model {
+struct de_cpu_model {
+    de_model base;
     de_shape shape;
     de_model_options options;
     de_memory_plan plan;
@@ -68,35 +71,30 @@ struct de_model {
 /* upload.c: weights from the checkpoint into panels. */
 /* What de_upload() will allocate. */
 uint64_t de_upload_bytes(const de_shape *s, const de_binding *b);
-int de_upload(de_model *m, const de_weights *w, const de_binding *b, delta_error *err);
-void de_upload_free(de_model *m);
+int de_upload(de_cpu_model *m, const de_weights *w, const de_binding *b, delta_error *err);
+void de_upload_free(de_cpu_model *m);
 /* Row `id` of the embedding. */
-void de_embed_row(const de_model *m, uint32_t id, float *out);
-
-/* Rotary frequencies [rotary_dims / 2], YaRN over the rotary dims. In f32 throughout, as the
- * reference implementation computes them: at position 100,000 one bit of a frequency is 0.005 of a
- * radian, so a rounder number would be a worse one. */
-void de_rope_frequencies(const de_shape *s, float *inv);
+void de_embed_row(const de_cpu_model *m, uint32_t id, float *out);
 
 /* y [rows, out] = x [rows, in] W', on all threads. */
-void de_linear(de_model *m, const de_panels *w, const float *x, size_t ldx, uint32_t rows, float *y,
-               size_t ldy);
+void de_linear(de_cpu_model *m, const de_panels *w, const float *x, size_t ldx, uint32_t rows,
+               float *y, size_t ldy);
 
 /* The mixers read m->x [T, hidden] (normed) and write m->y [T, hidden]. */
-void de_layer_gdn(de_model *m, const de_layer *l, const de_batch *batch);
-void de_layer_attn(de_model *m, const de_layer *l, const de_batch *batch);
-void de_layer_moe(de_model *m, const de_layer *l, uint32_t n_rows);
+void de_layer_gdn(de_cpu_model *m, const de_layer *l, const de_batch *batch);
+void de_layer_attn(de_cpu_model *m, const de_layer *l, const de_batch *batch);
+void de_layer_moe(de_cpu_model *m, const de_layer *l, uint32_t n_rows);
 
-static inline float *de_slot_state(const de_model *m, uint32_t slot, uint32_t gdn_layer)
+static inline float *de_slot_state(const de_cpu_model *m, uint32_t slot, uint32_t gdn_layer)
 {
     return m->state + slot * m->slot_floats + gdn_layer * m->slot_layer_floats;
 }
-static inline float *de_slot_conv(const de_model *m, uint32_t slot, uint32_t gdn_layer)
+static inline float *de_slot_conv(const de_cpu_model *m, uint32_t slot, uint32_t gdn_layer)
 {
     return de_slot_state(m, slot, gdn_layer) +
            (size_t)m->shape.gdn_v_heads * DE_GDN_DIM * DE_GDN_DIM;
 }
-static inline float *de_page(const de_model *m, uint32_t attn_layer, uint32_t page)
+static inline float *de_page(const de_cpu_model *m, uint32_t attn_layer, uint32_t page)
 {
     return m->kv + ((size_t)attn_layer * m->options.n_pages + page) * m->page_floats;
 }

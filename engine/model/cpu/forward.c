@@ -1,4 +1,5 @@
-/* forward.c -- open a model, and one forward over a batch: READ THIS for the order of the layers.
+/* forward.c -- the CPU backend: open a model, and one forward over a batch: READ THIS for the order
+ * of the layers.
  *
  *   h = embed[tokens];  per layer: h += mixer(norm(h)); h += moe(norm(h));
  *   logits = head * norm(h), for the rows that want them
@@ -7,9 +8,11 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/bits.h"
-#include "model/model.h"
+#include "model/cpu/model.h"
+#include "model/rope.h"
 
 /* ---- sizes */
 
@@ -54,8 +57,8 @@ static size_t take(workspace_plan *p, size_t bytes)
 }
 
 /* Lays the workspace out; with memory, sets the model's pointers. Returns its bytes. */
-static size_t layout(de_model *m, const de_shape *s, const de_model_options *o, uint32_t threads,
-                     char *memory)
+static size_t layout(de_cpu_model *m, const de_shape *s, const de_model_options *o,
+                     uint32_t threads, char *memory)
 {
     workspace_plan p = { .n = 0 };
     const size_t T = o->max_rows, F = sizeof(float), H = s->hidden,
@@ -89,12 +92,8 @@ static size_t layout(de_model *m, const de_shape *s, const de_model_options *o, 
     return p.total;
 }
 
-static int check_options(const de_shape *s, const de_model_options *o, delta_error *err)
+static int check_shape(const de_shape *s, delta_error *err)
 {
-    if (!o->n_slots || !o->n_pages || !o->max_rows || !o->max_seqs || !o->max_out || !o->ctx_max)
-        return delta_fail(err, DELTA_EINVALID,
-                          "model: slots, pages, rows, sequences, outputs and "
-                          "context must not be 0");
     const struct {
         const char *name;
         uint32_t n;
@@ -119,10 +118,10 @@ static size_t slot_layer_floats(const de_shape *s)
            (size_t)(DE_CONV_WIDTH - 1) * s->gdn_channels;
 }
 
-int de_model_plan(const de_shape *s, const de_binding *b, const de_model_options *o,
-                  de_memory_plan *ret_plan, delta_error *err)
+static int plan(const de_shape *s, const de_binding *b, const de_model_options *o,
+                de_memory_plan *ret_plan, delta_error *err)
 {
-    int r = check_options(s, o, err);
+    int r = check_shape(s, err);
     if (r < 0)
         return r;
     *ret_plan = (de_memory_plan){
@@ -136,44 +135,33 @@ int de_model_plan(const de_shape *s, const de_binding *b, const de_model_options
 
 /* ---- open */
 
-void de_rope_frequencies(const de_shape *s, float *inv)
-{
-    const double d = s->rotary_dims, ln = log(s->rope_theta);
-    double low = 0, high = 0;
-    if (s->yarn) {
-        const double L = s->yarn_original_ctx, pi2 = 6.283185307179586;
-        low = floor(d * log(L / (s->yarn_beta_fast * pi2)) / (2 * ln));
-        high = ceil(d * log(L / (s->yarn_beta_slow * pi2)) / (2 * ln));
-        low = low < 0 ? 0 : low;
-        high = high > d - 1 ? d - 1 : high;
-        if (high == low)
-            high += 0.001;
-    }
-    for (uint32_t i = 0; i < s->rotary_dims / 2; i++) {
-        const float wave = powf((float)s->rope_theta, (float)(2 * i) / (float)s->rotary_dims);
-        inv[i] = 1 / wave;
-        if (!s->yarn)
-            continue;
-        const float ramp = ((float)i - (float)low) / (float)(high - low);
-        const float keep = 1 - (ramp < 0 ? 0 : ramp > 1 ? 1 : ramp);
-        const float slow = 1 / ((float)s->yarn_factor * wave);
-        inv[i] = slow * (1 - keep) + inv[i] * keep;
-    }
-}
-
 static float *zeroed(size_t n_floats)
 {
     /* calloc: untouched pages of a large pool cost nothing until used */
     return calloc(n_floats ? n_floats : 1, sizeof(float));
 }
 
-int de_model_open(const de_weights *w, const de_shape *shape, const de_binding *b,
-                  const de_model_options *o, de_model **ret_m, delta_error *err)
+static void close_model(de_model *base)
 {
-    int r = check_options(shape, o, err);
+    de_cpu_model *m = (de_cpu_model *)base;
+    de_pool_free(m->pool);
+    de_upload_free(m);
+    free(m->inv_freq);
+    free(m->kv);
+    free(m->state);
+    free(m->memory);
+    free(m);
+}
+
+static int open_model(const de_weights *w, const de_shape *shape, const de_binding *b,
+                      const de_model_options *o, de_model **ret_m, delta_error *err)
+{
+    int r = check_shape(shape, err);
     if (r < 0)
         return r;
-    de_model *m = calloc(1, sizeof *m);
+    if (!w)
+        return delta_fail(err, DELTA_EUNSUPPORTED, "synthetic weights are for backend cuda");
+    de_cpu_model *m = calloc(1, sizeof *m);
     if (!m)
         return delta_fail(err, DELTA_ENOMEM, "model");
     m->shape = *shape;
@@ -206,24 +194,11 @@ int de_model_open(const de_weights *w, const de_shape *shape, const de_binding *
     }
     memset(m->memory, 0, bytes);
     (void)layout(m, shape, o, threads, m->memory);
-    *ret_m = m;
+    *ret_m = &m->base;
     return 0;
 fail:
-    de_model_free(m);
+    close_model(&m->base);
     return r;
-}
-
-void de_model_free(de_model *m)
-{
-    if (!m)
-        return;
-    de_pool_free(m->pool);
-    de_upload_free(m);
-    free(m->inv_freq);
-    free(m->kv);
-    free(m->state);
-    free(m->memory);
-    free(m);
 }
 
 /* ---- linear on all threads */
@@ -245,8 +220,8 @@ static void linear_task(void *arg, uint32_t task, uint32_t thread)
     j->hot->linear(j->w, j->x, j->ldx, j->rows, j->y, j->ldy, p0, p1 < j->panels ? p1 : j->panels);
 }
 
-void de_linear(de_model *m, const de_panels *w, const float *x, size_t ldx, uint32_t rows, float *y,
-               size_t ldy)
+void de_linear(de_cpu_model *m, const de_panels *w, const float *x, size_t ldx, uint32_t rows,
+               float *y, size_t ldy)
 {
     linear_job j = { m->hot, w, x, y, ldx, ldy, rows, (w->out + DE_PANEL - 1) / DE_PANEL, 8 };
     if (rows == 0)
@@ -258,7 +233,7 @@ void de_linear(de_model *m, const de_panels *w, const float *x, size_t ldx, uint
 /* ---- forward */
 
 typedef struct row_job {
-    de_model *m;
+    de_cpu_model *m;
     const float *x, *w;
     float *y;
     uint32_t n_rows;
@@ -276,14 +251,14 @@ static void norm_task(void *arg, uint32_t task, uint32_t thread)
                             j->m->shape.rms_eps);
 }
 
-static void norm_rows(de_model *m, float *y, const float *x, const float *w, uint32_t n_rows)
+static void norm_rows(de_cpu_model *m, float *y, const float *x, const float *w, uint32_t n_rows)
 {
     row_job j = { m, x, w, y, n_rows };
     de_pool_run(m->pool, (n_rows + ROWS_PER_TASK - 1) / ROWS_PER_TASK,
                 (uint64_t)n_rows * m->shape.hidden * 4, norm_task, &j);
 }
 
-static void add_rows(de_model *m, uint32_t n_rows)
+static void add_rows(de_cpu_model *m, uint32_t n_rows)
 {
     const size_t n = (size_t)n_rows * m->shape.hidden;
     for (size_t i = 0; i < n; i++)
@@ -292,46 +267,17 @@ static void add_rows(de_model *m, uint32_t n_rows)
 
 /* cos and sin of every row. The angle is computed as the reference does: f32 position times f32
  * frequency, rounded to f32; interleaved axes. */
-static void fill_rope(de_model *m, const de_batch *b)
+static void fill_rope(de_cpu_model *m, const de_batch *b)
 {
     const de_shape *s = &m->shape;
     const uint32_t half = s->rotary_dims / 2;
     const double factor = s->yarn ? s->yarn_attention_factor : 1;
     for (uint32_t r = 0; r < b->n_rows; r++)
         for (uint32_t i = 0; i < half; i++) {
-            uint32_t axis = i % 3;
-            if (axis && i >= 3 * s->mrope_section[axis])
-                axis = 0;
-            const float angle = (float)b->pos[r][axis] * m->inv_freq[i];
+            const float angle = (float)b->pos[r][de_rope_axis(s, i)] * m->inv_freq[i];
             m->rope[(size_t)r * s->rotary_dims + i] = (float)(cos((double)angle) * factor);
             m->rope[(size_t)r * s->rotary_dims + half + i] = (float)(sin((double)angle) * factor);
         }
-}
-
-static int check_batch(const de_model *m, const de_batch *b, delta_error *err)
-{
-    const de_model_options *o = &m->options;
-    if (b->n_rows > o->max_rows || b->n_seqs > o->max_seqs || b->n_out > o->max_out ||
-        b->n_out > b->n_rows)
-        return delta_fail(err, DELTA_EINVALID,
-                          "batch of %u rows, %u sequences, %u outputs; the "
-                          "model takes %u, %u, %u",
-                          b->n_rows, b->n_seqs, b->n_out, o->max_rows, o->max_seqs, o->max_out);
-    for (uint32_t r = 0; r < b->n_rows; r++)
-        if (b->tokens[r] >= m->shape.vocab)
-            return delta_fail(err, DELTA_EINVALID, "row %u: token %u, the vocabulary has %u", r,
-                              b->tokens[r], m->shape.vocab);
-    for (uint32_t i = 0; i < b->n_seqs; i++) {
-        const de_batch_seq *q = &b->seqs[i];
-        if (q->slot >= o->n_slots || (uint64_t)q->row + q->n_rows > b->n_rows ||
-            q->n_out > q->n_rows || (uint64_t)q->first_out + q->n_out > b->n_out ||
-            (uint64_t)q->start + q->n_rows > o->ctx_max)
-            return delta_fail(err, DELTA_EINVALID, "sequence %u of the batch is out of range", i);
-        for (uint32_t p = 0; p < de_ceil_div((uint64_t)q->start + q->n_rows, DE_PAGE); p++)
-            if (q->pages[p] >= o->n_pages)
-                return delta_fail(err, DELTA_EINVALID, "sequence %u: page %u", i, q->pages[p]);
-    }
-    return 0;
 }
 
 static void copy_rows(float *to, const float *from, uint32_t n_rows, uint32_t width)
@@ -340,12 +286,11 @@ static void copy_rows(float *to, const float *from, uint32_t n_rows, uint32_t wi
         memcpy(to, from, (size_t)n_rows * width * sizeof *to);
 }
 
-int de_forward(de_model *m, const de_batch *b, float *logits, const de_capture *capture,
-               delta_error *err)
+static int forward(de_model *base, const de_batch *b, float *logits, const de_capture *capture,
+                   delta_error *err)
 {
-    int r = check_batch(m, b, err);
-    if (r < 0)
-        return r;
+    (void)err;
+    de_cpu_model *m = (de_cpu_model *)base;
     const uint32_t T = b->n_rows, H = m->shape.hidden;
     for (uint32_t i = 0; i < T; i++)
         de_embed_row(m, b->tokens[i], m->h + (size_t)i * H);
@@ -379,34 +324,48 @@ int de_forward(de_model *m, const de_batch *b, float *logits, const de_capture *
 
 /* ---- slots */
 
-void de_model_slot_clear(de_model *m, uint32_t slot)
+static void slot_clear(de_model *base, uint32_t slot)
 {
+    de_cpu_model *m = (de_cpu_model *)base;
     memset(m->state + slot * m->slot_floats, 0, m->slot_floats * sizeof(float));
 }
 
-size_t de_model_slot_bytes(const de_model *m)
+static size_t slot_bytes(const de_model *base)
 {
-    return m->slot_floats * sizeof(float);
+    return ((const de_cpu_model *)base)->slot_floats * sizeof(float);
 }
 
-void de_model_slot_save(de_model *m, uint32_t slot, void *dst)
+static int slot_save(de_model *base, uint32_t slot, void *dst, delta_error *err)
 {
-    memcpy(dst, m->state + slot * m->slot_floats, de_model_slot_bytes(m));
+    (void)err;
+    const de_cpu_model *m = (de_cpu_model *)base;
+    memcpy(dst, m->state + slot * m->slot_floats, slot_bytes(base));
+    return 0;
 }
 
-void de_model_slot_load(de_model *m, uint32_t slot, const void *src)
+static int slot_load(de_model *base, uint32_t slot, const void *src, delta_error *err)
 {
-    memcpy(m->state + slot * m->slot_floats, src, de_model_slot_bytes(m));
+    (void)err;
+    de_cpu_model *m = (de_cpu_model *)base;
+    memcpy(m->state + slot * m->slot_floats, src, slot_bytes(base));
+    return 0;
 }
 
-void de_model_slot_peek(const de_model *m, uint32_t slot, uint32_t gdn_layer, float *recurrent,
-                        float *conv)
+static uint64_t memory_bytes(void)
 {
-    const de_shape *s = &m->shape;
-    memcpy(recurrent, de_slot_state(m, slot, gdn_layer),
-           (size_t)s->gdn_v_heads * DE_GDN_DIM * DE_GDN_DIM * sizeof(float));
-    const float *u = de_slot_conv(m, slot, gdn_layer);
-    for (uint32_t c = 0; c < s->gdn_channels; c++)
-        for (uint32_t j = 0; j < DE_CONV_WIDTH - 1; j++)
-            conv[c * (DE_CONV_WIDTH - 1) + j] = u[(size_t)j * s->gdn_channels + c];
+    const long pages = sysconf(_SC_PHYS_PAGES), size = sysconf(_SC_PAGESIZE);
+    return pages > 0 && size > 0 ? (uint64_t)pages * (uint64_t)size : UINT64_MAX;
 }
+
+const de_backend de_backend_cpu = {
+    .name = "cpu",
+    .memory_bytes = memory_bytes,
+    .plan = plan,
+    .open = open_model,
+    .free = close_model,
+    .forward = forward,
+    .slot_clear = slot_clear,
+    .slot_bytes = slot_bytes,
+    .slot_save = slot_save,
+    .slot_load = slot_load,
+};

@@ -15,13 +15,13 @@
 #include <math.h>
 #include <string.h>
 
-#include "model/model.h"
+#include "model/cpu/model.h"
 
 enum { D = DE_GDN_DIM, C = DE_CHUNK };
 _Static_assert(C == 64, "exp64() takes the gates of a chunk at once");
 
 typedef struct gdn_job {
-    de_model *m;
+    de_cpu_model *m;
     const de_layer *l;
     const de_batch *batch;
 } gdn_job;
@@ -31,7 +31,7 @@ static void conv_task(void *arg, uint32_t task, uint32_t thread)
 {
     (void)thread;
     const gdn_job *j = arg;
-    de_model *m = j->m;
+    de_cpu_model *m = j->m;
     const de_shape *s = &m->shape;
     const de_batch_seq *q = &j->batch->seqs[task];
     const uint32_t ch = s->gdn_channels, K = s->gdn_k_heads;
@@ -72,7 +72,7 @@ static void gates(const gdn_job *j, uint32_t row, uint32_t head, float *g, float
 /* n <= 64 rows from batch row `row` on, of one value head. */
 static void chunk(const gdn_job *j, uint32_t row, uint32_t n, uint32_t head, float *S, float *w)
 {
-    de_model *m = j->m;
+    de_cpu_model *m = j->m;
     const de_hot *hot = m->hot;
     const de_shape *s = &m->shape;
     const uint32_t ch = s->gdn_channels, K = s->gdn_k_heads;
@@ -139,7 +139,7 @@ static void chunk(const gdn_job *j, uint32_t row, uint32_t n, uint32_t head, flo
 static void head_task(void *arg, uint32_t task, uint32_t thread)
 {
     const gdn_job *j = arg;
-    de_model *m = j->m;
+    de_cpu_model *m = j->m;
     const de_shape *s = &m->shape;
     const uint32_t V = s->gdn_v_heads, K = s->gdn_k_heads, head = task % V;
     const de_batch_seq *q = &j->batch->seqs[task / V];
@@ -168,7 +168,7 @@ static void head_task(void *arg, uint32_t task, uint32_t thread)
     }
 }
 
-void de_layer_gdn(de_model *m, const de_layer *l, const de_batch *b)
+void de_layer_gdn(de_cpu_model *m, const de_layer *l, const de_batch *b)
 {
     const de_shape *s = &m->shape;
     const uint32_t T = b->n_rows, H = s->hidden, V = s->gdn_v_heads;

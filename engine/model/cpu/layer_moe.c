@@ -8,16 +8,16 @@
 #include <math.h>
 #include <string.h>
 
-#include "model/model.h"
+#include "model/cpu/model.h"
 
 typedef struct moe_job {
-    de_model *m;
+    de_cpu_model *m;
     const de_layer *l;
     uint32_t n_rows;
 } moe_job;
 
 /* Softmax over the chosen equals softmax over all, renormalised. */
-static void route_row(de_model *m, uint32_t row)
+static void route_row(de_cpu_model *m, uint32_t row)
 {
     const uint32_t E = m->shape.n_experts, k = m->shape.top_k;
     const float *logit = m->router + (size_t)row * E;
@@ -52,7 +52,7 @@ static void route_row(de_model *m, uint32_t row)
 }
 
 /* Which (row, choice) pairs each expert has. */
-static void group(de_model *m, uint32_t n_rows)
+static void group(de_cpu_model *m, uint32_t n_rows)
 {
     const uint32_t E = m->shape.n_experts, k = m->shape.top_k, n = n_rows * k;
     memset(m->expert_first, 0, (E + 1) * sizeof *m->expert_first);
@@ -70,7 +70,7 @@ static void group(de_model *m, uint32_t n_rows)
 static void expert_task(void *arg, uint32_t task, uint32_t thread)
 {
     const moe_job *j = arg;
-    de_model *m = j->m;
+    de_cpu_model *m = j->m;
     const de_shape *s = &m->shape;
     const uint32_t H = s->hidden, k = s->top_k, E = s->n_experts;
     const uint32_t e = task == 0 ? E : task - 1; /* the shared one has the most rows: first */
@@ -98,7 +98,7 @@ static void expert_task(void *arg, uint32_t task, uint32_t thread)
     }
 }
 
-void de_layer_moe(de_model *m, const de_layer *l, uint32_t n_rows)
+void de_layer_moe(de_cpu_model *m, const de_layer *l, uint32_t n_rows)
 {
     const de_shape *s = &m->shape;
     const uint32_t H = s->hidden, k = s->top_k;

@@ -9,12 +9,12 @@
 #include <math.h>
 #include <string.h>
 
-#include "model/model.h"
+#include "model/cpu/model.h"
 
 enum { D = DE_ATTN_DIM, ROWS = 8 };
 
 typedef struct attn_job {
-    de_model *m;
+    de_cpu_model *m;
     const de_layer *l;
     const de_batch *batch;
     uint32_t blocks; /* of ROWS rows, over all sequences */
@@ -35,7 +35,7 @@ static void keys_task(void *arg, uint32_t task, uint32_t thread)
 {
     (void)thread;
     const attn_job *j = arg;
-    de_model *m = j->m;
+    de_cpu_model *m = j->m;
     const de_shape *s = &m->shape;
     const de_batch_seq *q = &j->batch->seqs[task];
     for (uint32_t t = 0; t < q->n_rows; t++) {
@@ -59,7 +59,7 @@ static void keys_task(void *arg, uint32_t task, uint32_t thread)
 static void rows_of_head(const attn_job *j, const de_batch_seq *seq, uint32_t t0, uint32_t n,
                          uint32_t head, float *scratch)
 {
-    de_model *m = j->m;
+    de_cpu_model *m = j->m;
     const de_hot *hot = m->hot;
     const de_shape *s = &m->shape;
     const uint32_t kvh = head / (s->q_heads / s->kv_heads);
@@ -111,7 +111,7 @@ static void rows_of_head(const attn_job *j, const de_batch_seq *seq, uint32_t t0
 static void attn_task(void *arg, uint32_t task, uint32_t thread)
 {
     const attn_job *j = arg;
-    de_model *m = j->m;
+    de_cpu_model *m = j->m;
     const uint32_t head = task / j->blocks;
     uint32_t block = task % j->blocks;
     const de_batch_seq *seq = j->batch->seqs;
@@ -122,7 +122,7 @@ static void attn_task(void *arg, uint32_t task, uint32_t thread)
                  m->scratch + thread * m->scratch_floats);
 }
 
-void de_layer_attn(de_model *m, const de_layer *l, const de_batch *b)
+void de_layer_attn(de_cpu_model *m, const de_layer *l, const de_batch *b)
 {
     const de_shape *s = &m->shape;
     const uint32_t T = b->n_rows, H = s->hidden;

@@ -10,10 +10,10 @@
 
 #include "base/bf16.h"
 #include "base/bits.h"
-#include "model/model.h"
+#include "model/cpu/model.h"
 
 typedef struct uploader {
-    de_model *m;
+    de_cpu_model *m;
     const de_weights *w;
     uint8_t *staging;
     size_t staging_size;
@@ -309,7 +309,7 @@ uint64_t de_upload_bytes(const de_shape *s, const de_binding *b)
     return n;
 }
 
-int de_upload(de_model *m, const de_weights *w, const de_binding *b, delta_error *err)
+int de_upload(de_cpu_model *m, const de_weights *w, const de_binding *b, delta_error *err)
 {
     uploader u = { .m = m, .w = w, .err = err };
     for (size_t i = 0; i < de_weights_count(w); i++) {
@@ -337,7 +337,7 @@ static void panels_free(de_panels *p)
     free(p->scale);
 }
 
-void de_upload_free(de_model *m)
+void de_upload_free(de_cpu_model *m)
 {
     panels_free(&m->embed);
     panels_free(&m->head);
@@ -362,7 +362,7 @@ void de_upload_free(de_model *m)
     free(m->layers);
 }
 
-void de_embed_row(const de_model *m, uint32_t id, float *out)
+void de_embed_row(const de_cpu_model *m, uint32_t id, float *out)
 {
     const de_panels *p = &m->embed;
     const size_t at = (size_t)(id / DE_PANEL) * p->in * DE_PANEL + id % DE_PANEL;
