@@ -123,4 +123,99 @@ void de_cu_attn_decode(cudaStream_t stream, const de_cu_attn &a, const bf16 *p, 
                        const float *rope, const de_cu_seq *seqs, const uint32_t *pages,
                        uint32_t n_seqs, uint32_t ctx_max, bf16 *y, void *workspace, bool dependent);
 
+/* ---- decode: at most DE_CU_DECODE_ROWS rows, one a sequence; row i is sequence i
+ *
+ * Up to DE_CU_FUSED_ROWS rows each kernel prepares its x itself, in shared memory (de_cu_x); with more rows the caller has
+ * de_cu_decode_prepare() do that once, into a workspace that is then given as `ready`. Both give the same bits. The sum of an
+ * output is cut in 16 parts: part w takes the tiles of 32 columns w, w + 16, ...; parts are added in rising w. */
+
+enum { DE_CU_FUSED_ROWS = 8 };
+
+enum de_cu_x_kind {
+    DE_CU_X_PLAIN, /* x bf16 [n][ldx] as it is */
+    DE_CU_X_NORM,  /* RMSNorm of h float [n][k] with 1 + norm[k] */
+    DE_CU_X_GATED_NORM, /* per head of 128: RMSNorm of o float [n][k] with norm[128], times silu(z), z bf16 [n][ldx] */
+};
+struct de_cu_x {
+    de_cu_x_kind kind;
+    const float *f; /* h or o */
+    const bf16 *x;  /* x or z */
+    size_t ldx;
+    const float *norm;
+    float eps;
+    const bf16 *ready; /* [n][k] as de_cu_decode_prepare() left it, or NULL */
+};
+/* Writes x [n][k] in the order of fragments. k <= 4096, a multiple of 32. */
+void de_cu_decode_prepare(cudaStream_t stream, const de_cu_x &x, uint32_t n, uint32_t k, bf16 *to,
+                          bool dependent);
+
+/* y of `store` kind [n][ldy] = x W' */
+void de_cu_decode_linear(cudaStream_t stream, const de_cu_linear &w, const de_cu_x &x, uint32_t n,
+                         de_cu_store store, void *y, size_t ldy, bool dependent);
+/* The projections of a DeltaNet layer: rows below g.channels go through conv and SiLU to c float [n][channels], and their inputs,
+ * rounded to BF16, into the conv tails of seqs' slots; the others (z, b, a) go to p bf16 [n][ldp] at their place. */
+void de_cu_decode_gdn_in(cudaStream_t stream, const de_cu_linear &w, const de_cu_x &x, uint32_t n,
+                         const de_cu_gdn &g, const de_cu_seq *seqs, float *c, bf16 *p, size_t ldp,
+                         bool dependent);
+/* The delta rule: o float [n][v_heads * 128], states updated. */
+void de_cu_decode_gdn_step(cudaStream_t stream, const de_cu_gdn &g, const float *c, const bf16 *p,
+                           size_t ldp, const de_cu_seq *seqs, uint32_t n, float *o, bool dependent);
+/* Experts of n rows: as de_cu_moe_tile, x being prepared with kind NORM. n_experts <= 1024, top_k <= 16, width and shared_width at
+ * most 4096. h is what x.f is, too: all of it is read before any of it is written (two kernels). */
+size_t de_cu_decode_moe_bytes(const de_cu_experts &e, uint32_t n);
+void de_cu_decode_moe(cudaStream_t stream, const de_cu_experts &e, const de_cu_x &x,
+                      const float *router, size_t ldr, uint32_t n, float *h, void *workspace,
+                      bool dependent);
+
+/* ---- rows */
+
+/* h float [n][hidden] = embed bf16 [vocab][hidden] at the tokens. */
+void de_cu_embed(cudaStream_t stream, const bf16 *embed, const uint32_t *tokens, uint32_t n,
+                 uint32_t hidden, float *h);
+/* y bf16 [n][k] = RMSNorm(h float [n][k]) with 1 + norm; rows: if not NULL, row i is h's row rows[i]. */
+void de_cu_norm(cudaStream_t stream, const float *h, const float *norm, const uint32_t *rows,
+                uint32_t n, uint32_t k, float eps, bf16 *y);
+/* rope float [n][2 * half]: cosines and sines of pos[i][axis[j]] * inv_freq[j], times factor. */
+void de_cu_rope(cudaStream_t stream, const uint32_t *pos, const float *inv_freq,
+                const uint8_t *axis, uint32_t n, uint32_t half, float factor, float *rope);
+
+/* ---- weights into place */
+
+enum de_cu_type { DE_CU_T_INT8, DE_CU_T_BF16, DE_CU_T_F16, DE_CU_T_F32 }; /* of stored values */
+enum de_cu_order {
+    DE_CU_ROWS, /* row r goes to row0 + r */
+    DE_CU_GATE, /* row r goes to 16 (r / 8) + r % 8, counted from row0 on: gates of a gate_up matrix */
+    DE_CU_UP, /* the same, eight behind */
+};
+/* Rows [0, rows) of a matrix as a checkpoint stores them, on the device; rows < 65,536. */
+struct de_cu_stored {
+    de_cu_type type;
+    const uint8_t *w; /* rows row_bytes apart; INT8: value + 128 */
+    size_t row_bytes;
+    uint32_t rows, in;
+    de_cu_type scale_type;
+    const uint8_t *scale; /* INT8: [rows][in / group], or one value */
+    bool scale_whole;
+    uint32_t group;
+};
+/* Into fragments. to.scale NULL: BF16, INT8 sources are multiplied out and rounded. *bad |= 1 if a value is not finite, 2 if a
+ * scale of 0 stands over weights that are not. */
+void de_cu_pack_linear(cudaStream_t stream, const de_cu_stored &from, const de_cu_linear &to,
+                       uint32_t row0, de_cu_order order, uint32_t *bad);
+/* to bf16 [rows][in], row-major. */
+void de_cu_pack_rows(cudaStream_t stream, const de_cu_stored &from, bf16 *to, uint32_t *bad);
+enum de_cu_vector {
+    DE_CU_V_PLAIN,
+    DE_CU_V_NEG_EXP, /* -exp(v) */
+    DE_CU_V_CONV,    /* [n / 4][4] -> [4][n / 4] */
+};
+void de_cu_pack_vector(cudaStream_t stream, de_cu_type type, const uint8_t *from, uint32_t n,
+                       de_cu_vector how, float *to, uint32_t *bad);
+/* Random weights: INT8 in the whole range or normal-like BF16, such that outputs are as large as inputs. */
+void de_cu_fill_linear(cudaStream_t stream, const de_cu_linear &to, uint64_t seed);
+void de_cu_fill_rows(cudaStream_t stream, bf16 *to, size_t n, float amplitude, uint64_t seed);
+/* Uniform in [low, high). */
+void de_cu_fill_vector(cudaStream_t stream, float *to, uint32_t n, float low, float high,
+                       uint64_t seed);
+
 #endif
