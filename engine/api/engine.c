@@ -294,7 +294,8 @@ static int allocate_workspace(delta_engine *e, uint32_t n_pages, delta_error *er
     e->of_item = calloc(n, sizeof *e->of_item);
     e->order = calloc(n, sizeof *e->order);
     e->seqs = calloc(e->max_seqs, sizeof *e->seqs);
-    e->logits = calloc((size_t)e->max_seqs * e->info.n_vocab, sizeof *e->logits);
+    e->logits = de_backend_host_alloc(e->backend,
+                                      (size_t)e->max_seqs * e->info.n_vocab * sizeof *e->logits);
     e->events = calloc(n * DE_EVENTS_PER_SESSION, sizeof *e->events);
     e->text = calloc(n, e->text_bytes);
     e->top = calloc(n * DELTA_MAX_TOP_LOGPROBS, sizeof *e->top);
@@ -360,7 +361,8 @@ void delta_engine_free(delta_engine *e)
     free(e->of_item);
     free(e->order);
     free(e->seqs);
-    free(e->logits);
+    if (e->logits)
+        de_backend_host_free(e->backend, e->logits);
     free(e->events);
     free(e->text);
     free(e->top);

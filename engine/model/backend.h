@@ -10,6 +10,9 @@
 
 struct de_backend {
     const char *name;
+    /* Memory on the host, zeroed, that the backend writes logits to without a copy of its own. */
+    void *(*host_alloc)(size_t bytes);
+    void (*host_free)(void *p);
     /* Memory that weights, KV, states and workspace must share; 0: there is no such device. */
     uint64_t (*memory_bytes)(void);
     int (*plan)(const de_shape *s, const de_binding *b, const de_model_options *o,

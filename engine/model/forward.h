@@ -18,8 +18,11 @@ typedef struct de_backend de_backend;
  * this build. */
 const de_backend *de_backend_find(const char *name);
 const char *de_backend_name(const de_backend *b);
-/* Bytes of the memory that a model on it must fit in, in use or not; 0: there is no device. */
+/* Bytes of the memory that a model on it must fit in; 0: there is no device. */
 uint64_t de_backend_memory(const de_backend *b);
+/* Memory on the host, zeroed: logits that lie in it are written fastest. NULL: there is none. */
+void *de_backend_host_alloc(const de_backend *b, size_t bytes);
+void de_backend_host_free(const de_backend *b, void *p);
 
 enum de_kv_type { DE_KV_AUTO, DE_KV_BF16, DE_KV_FP8 };
 

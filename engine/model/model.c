@@ -26,6 +26,16 @@ uint64_t de_backend_memory(const de_backend *b)
     return b->memory_bytes();
 }
 
+void *de_backend_host_alloc(const de_backend *b, size_t bytes)
+{
+    return b->host_alloc(bytes);
+}
+
+void de_backend_host_free(const de_backend *b, void *p)
+{
+    b->host_free(p);
+}
+
 static int check_options(const de_model_options *o, delta_error *err)
 {
     if (!o->n_slots || !o->n_pages || !o->max_rows || !o->max_seqs || !o->max_out || !o->ctx_max)

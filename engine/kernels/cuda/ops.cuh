@@ -172,9 +172,12 @@ void de_cu_decode_moe(cudaStream_t stream, const de_cu_experts &e, const de_cu_x
 /* h float [n][hidden] = embed bf16 [vocab][hidden] at the tokens. */
 void de_cu_embed(cudaStream_t stream, const bf16 *embed, const uint32_t *tokens, uint32_t n,
                  uint32_t hidden, float *h);
-/* y bf16 [n][k] = RMSNorm(h float [n][k]) with 1 + norm; rows: if not NULL, row i is h's row rows[i]. */
-void de_cu_norm(cudaStream_t stream, const float *h, const float *norm, const uint32_t *rows,
-                uint32_t n, uint32_t k, float eps, bf16 *y);
+/* to float [n][hidden] = the rows `rows` of h. */
+void de_cu_gather(cudaStream_t stream, const float *h, const uint32_t *rows, uint32_t n,
+                  uint32_t hidden, float *to);
+/* y bf16 [n][k] = RMSNorm(h float [n][k]) with 1 + norm. */
+void de_cu_norm(cudaStream_t stream, const float *h, const float *norm, uint32_t n, uint32_t k,
+                float eps, bf16 *y);
 /* rope float [n][2 * half]: cosines and sines of pos[i][axis[j]] * inv_freq[j], times factor. */
 void de_cu_rope(cudaStream_t stream, const uint32_t *pos, const float *inv_freq,
                 const uint8_t *axis, uint32_t n, uint32_t half, float factor, float *rope);

@@ -11,12 +11,17 @@ __global__ void embed_kernel(const bf16 *embed, const uint32_t *tokens, uint32_t
         h[(size_t)blockIdx.x * hidden + i] = __bfloat162float(from[i]);
 }
 
+__global__ void gather_kernel(const float *h, const uint32_t *rows, uint32_t hidden, float *to)
+{
+    for (uint32_t i = threadIdx.x; i < hidden; i += blockDim.x)
+        to[(size_t)blockIdx.x * hidden + i] = h[(size_t)rows[blockIdx.x] * hidden + i];
+}
+
 __global__ void __launch_bounds__(256)
-    norm_kernel(const float *h, const float *norm, const uint32_t *rows, uint32_t k, float eps,
-                bf16 *y)
+    norm_kernel(const float *h, const float *norm, uint32_t k, float eps, bf16 *y)
 {
     __shared__ float part[8];
-    h += (size_t)(rows ? rows[blockIdx.x] : blockIdx.x) * k;
+    h += (size_t)blockIdx.x * k;
     float s = 0;
     for (uint32_t i = threadIdx.x * 4; i < k; i += 1024) {
         const float4 v = *(const float4 *)(h + i);
@@ -61,11 +66,16 @@ void de_cu_embed(cudaStream_t stream, const bf16 *embed, const uint32_t *tokens,
     embed_kernel<<<n, 256, 0, stream>>>(embed, tokens, hidden, h);
 }
 
-void de_cu_norm(cudaStream_t stream, const float *h, const float *norm, const uint32_t *rows,
-                uint32_t n, uint32_t k, float eps, bf16 *y)
+void de_cu_gather(cudaStream_t stream, const float *h, const uint32_t *rows, uint32_t n,
+                  uint32_t hidden, float *to)
 {
-    if (n)
-        norm_kernel<<<n, 256, 0, stream>>>(h, norm, rows, k, eps, y);
+    gather_kernel<<<n, 256, 0, stream>>>(h, rows, hidden, to);
+}
+
+void de_cu_norm(cudaStream_t stream, const float *h, const float *norm, uint32_t n, uint32_t k,
+                float eps, bf16 *y)
+{
+    norm_kernel<<<n, 256, 0, stream>>>(h, norm, k, eps, y);
 }
 
 void de_cu_rope(cudaStream_t stream, const uint32_t *pos, const float *inv_freq,

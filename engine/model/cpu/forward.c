@@ -357,8 +357,15 @@ static uint64_t memory_bytes(void)
     return pages > 0 && size > 0 ? (uint64_t)pages * (uint64_t)size : UINT64_MAX;
 }
 
+static void *host_alloc(size_t bytes)
+{
+    return calloc(1, bytes);
+}
+
 const de_backend de_backend_cpu = {
     .name = "cpu",
+    .host_alloc = host_alloc,
+    .host_free = free,
     .memory_bytes = memory_bytes,
     .plan = plan,
     .open = open_model,

@@ -139,6 +139,16 @@ uint64_t de_backend_memory(const de_backend *b)
     (void)b;
     return UINT64_C(64) << 30;
 }
+void *de_backend_host_alloc(const de_backend *b, size_t bytes)
+{
+    (void)b;
+    return calloc(1, bytes);
+}
+void de_backend_host_free(const de_backend *b, void *p)
+{
+    (void)b;
+    free(p);
+}
 int de_model_plan(const de_shape *shape, const de_binding *b, const de_model_options *o,
                   de_memory_plan *ret_plan, delta_error *err)
 {

@@ -1,0 +1,662 @@
+/* forward.cu -- the CUDA backend: open a model, and one forward over a batch: READ THIS for the order of the operations.
+ *
+ * The rows of a batch are served in two families (kernels/cuda/ops.cuh): sequences whose row is decode's, up to 64 at a time, by
+ * one graph a number of rows; all others by prefill's kernels, after them. What differs from step to step (tokens, positions,
+ * page tables) is copied to one place on the device first, so that a graph is the same each time. */
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+#include "model/cuda/model.cuh"
+
+extern "C" {
+#include "base/bits.h"
+#include "model/rope.h"
+}
+
+namespace
+{
+
+enum { ROWS = DE_CU_DECODE_ROWS };
+
+uint32_t larger(uint32_t a, uint32_t b)
+{
+    return a > b ? a : b;
+}
+
+de_cu_model *of(de_model *m)
+{
+    return (de_cu_model *)m;
+}
+
+/* ---- sizes */
+
+size_t kv_bytes_a_page(const de_shape *s, enum de_kv_type type)
+{
+    return (size_t)s->kv_heads * 2 * DE_CU_PAGE * DE_CU_ATTN * (type == DE_KV_FP8 ? 1 : 2);
+}
+
+size_t state_floats_a_layer(const de_shape *s)
+{
+    return (size_t)s->gdn_v_heads * DE_CU_GDN * DE_CU_GDN +
+           (size_t)(DE_CONV_WIDTH - 1) * s->gdn_channels;
+}
+
+size_t gdn_width(const de_shape *s)
+{
+    return s->gdn_channels + (size_t)s->gdn_v_heads * (DE_CU_GDN + 2);
+}
+size_t attn_width(const de_shape *s)
+{
+    return ((size_t)s->q_heads * 2 + s->kv_heads * 2) * DE_CU_ATTN;
+}
+
+de_cu_gdn gdn_of(const de_cu_model *m, const de_cu_layer &l)
+{
+    de_cu_gdn g;
+    g.k_heads = m->shape.gdn_k_heads;
+    g.v_heads = m->shape.gdn_v_heads;
+    g.channels = m->shape.gdn_channels;
+    g.conv = l.conv;
+    g.neg_exp_A = l.neg_exp_A;
+    g.dt_bias = l.dt_bias;
+    g.norm = l.gdn_norm;
+    g.eps = m->shape.rms_eps;
+    g.state = m->state + l.index * m->layer_floats;
+    g.slot_floats = m->slot_floats;
+    return g;
+}
+
+de_cu_attn attn_of(const de_cu_model *m, const de_cu_layer &l)
+{
+    de_cu_attn a;
+    a.q_heads = m->shape.q_heads;
+    a.kv_heads = m->shape.kv_heads;
+    a.rotary = m->shape.rotary_dims;
+    a.q_norm = l.q_norm;
+    a.k_norm = l.k_norm;
+    a.eps = m->shape.rms_eps;
+    a.kv_type = m->options.kv_type == DE_KV_FP8 ? DE_CU_KV_FP8 : DE_CU_KV_BF16;
+    a.kv = m->kv + l.index * ((size_t)m->options.n_pages + 1) * m->page_bytes;
+    a.page_bytes = m->page_bytes;
+    return a;
+}
+
+/* Lays out what describes a batch; ret: bytes before the pages. */
+size_t meta_at(uint8_t *base, uint32_t rows, uint32_t seqs, uint32_t outs, de_cu_meta *m)
+{
+    size_t at = 0;
+    m->tokens = (uint32_t *)(base + at);
+    at += de_align_up(rows * sizeof(uint32_t), 16);
+    m->pos = (uint32_t(*)[3])(base + at);
+    at += de_align_up(rows * 3 * sizeof(uint32_t), 16);
+    m->seqs = (de_cu_seq *)(base + at);
+    at += de_align_up(seqs * sizeof(de_cu_seq), 16);
+    m->out_rows = (uint32_t *)(base + at);
+    at += de_align_up(outs * sizeof(uint32_t), 16);
+    m->pages = (uint32_t *)(base + at);
+    return at;
+}
+
+struct layout {
+    uint8_t *base;
+    size_t used;
+    template <class T> T *take(uint64_t n)
+    {
+        T *p = (T *)(base + used);
+        used += de_align_up(n * sizeof(T), 256);
+        return p;
+    }
+};
+
+/* The workspace, and how much pinned memory goes with it. With m->work NULL: sizes only. */
+size_t lay_out(de_cu_model *m, size_t *ret_host)
+{
+    const de_shape *s = &m->shape;
+    const de_model_options *o = &m->options;
+    const uint32_t T = larger(o->max_rows, ROWS), seqs = larger(o->max_seqs, ROWS);
+    const size_t table = de_ceil_div(o->ctx_max, DE_PAGE);
+    layout k = { m->work, 0 };
+    m->ldp = de_align_up(larger((uint32_t)gdn_width(s), (uint32_t)attn_width(s)), 8);
+    m->ldr = de_align_up(s->n_experts + 1, 4);
+    m->ldy = larger(s->q_heads * DE_CU_ATTN, s->gdn_v_heads * DE_CU_GDN);
+    m->h = k.take<float>((size_t)T * s->hidden);
+    m->x = k.take<bf16>((size_t)T * larger(s->hidden, (uint32_t)m->ldy));
+    m->p = k.take<bf16>(T * m->ldp);
+    m->y = k.take<bf16>(T * m->ldy);
+    m->router = k.take<float>(T * m->ldr);
+    m->rope = k.take<float>((size_t)T * s->rotary_dims);
+    m->gathered = k.take<float>((size_t)ROWS * s->hidden);
+    m->c = k.take<float>((size_t)ROWS * s->gdn_channels);
+    m->o = k.take<float>((size_t)ROWS * s->gdn_v_heads * DE_CU_GDN);
+    m->logits = k.take<float>((size_t)ROWS * s->vocab);
+    m->inv_freq = k.take<float>(s->rotary_dims / 2);
+    m->axis = k.take<uint8_t>(s->rotary_dims / 2);
+    size_t op = 0;
+    for (uint32_t i = 0; i < s->n_layers; i++) {
+        const de_cu_layer &l = m->w.layers[i];
+        size_t need[5] = { de_cu_moe_tile_bytes(l.experts, T),
+                           de_cu_decode_moe_bytes(l.experts, ROWS), 0, 0, 0 };
+        if (l.kind == DE_LAYER_GDN) {
+            need[2] = de_cu_gdn_chunk_bytes(gdn_of(m, l), T, seqs);
+        } else {
+            need[3] = de_cu_attn_prefill_bytes(attn_of(m, l), T);
+            need[4] = de_cu_attn_decode_bytes(attn_of(m, l), ROWS);
+        }
+        for (size_t n : need)
+            op = n > op ? n : op;
+    }
+    m->op = k.take<uint8_t>(op);
+    de_cu_meta meta;
+    m->decode_head = meta_at(NULL, ROWS, ROWS, ROWS, &meta);
+    const size_t decode = m->decode_head + ROWS * table * sizeof(uint32_t);
+    m->prefill_bytes =
+        meta_at(NULL, T, seqs, larger(o->max_out, ROWS), &meta) + seqs * table * sizeof(uint32_t);
+    uint8_t *d = k.take<uint8_t>(decode), *p = k.take<uint8_t>(m->prefill_bytes);
+    (void)meta_at(d, ROWS, ROWS, ROWS, &m->decode);
+    m->prefill.tokens = (uint32_t *)p; /* laid out anew for each batch */
+    *ret_host = decode + m->prefill_bytes;
+    if (m->host) {
+        (void)meta_at(m->host, ROWS, ROWS, ROWS, &m->decode_host);
+        m->prefill_host.tokens = (uint32_t *)(m->host + decode);
+    }
+    return k.used;
+}
+
+int check_shape(const de_shape *s, delta_error *err)
+{
+    if (s->q_heads % s->kv_heads || s->top_k > 16 || s->n_experts > 1024)
+        return delta_fail(err, DELTA_EUNSUPPORTED,
+                          "backend cuda: %u query on %u key heads, top %u of %u experts; whole "
+                          "groups, top 16 of 1,024 are the most",
+                          s->q_heads, s->kv_heads, s->top_k, s->n_experts);
+    return 0;
+}
+
+int sizes(de_cu_model *m, const de_binding *b, de_memory_plan *ret_plan, size_t *ret_host,
+          delta_error *err)
+{
+    const de_shape *s = &m->shape;
+    uint64_t weights = 0;
+    int r = check_shape(s, err);
+    m->w.layers = (de_cu_layer *)calloc(s->n_layers, sizeof *m->w.layers);
+    if (r == 0 && !m->w.layers)
+        r = delta_fail(err, DELTA_ENOMEM, "table of layers");
+    if (r == 0)
+        r = de_cu_weights_plan(s, b, &m->w, &weights, err);
+    if (r < 0)
+        return r;
+    m->page_bytes = kv_bytes_a_page(s, m->options.kv_type);
+    m->layer_floats = state_floats_a_layer(s);
+    m->slot_floats = m->layer_floats * s->n_gdn;
+    ret_plan->weights_bytes = weights;
+    ret_plan->kv_bytes = (uint64_t)s->n_attn * (m->options.n_pages + 1ull) * m->page_bytes;
+    ret_plan->state_bytes = (uint64_t)m->options.n_slots * m->slot_floats * sizeof(float);
+    ret_plan->workspace_bytes = lay_out(m, ret_host);
+    return 0;
+}
+
+int plan(const de_shape *s, const de_binding *b, const de_model_options *o,
+         de_memory_plan *ret_plan, delta_error *err)
+{
+    de_cu_model m = {};
+    size_t host;
+    m.shape = *s;
+    m.options = *o;
+    const int r = sizes(&m, b, ret_plan, &host, err);
+    free(m.w.layers);
+    return r;
+}
+
+uint64_t memory_bytes()
+{
+    int n = 0;
+    size_t free_bytes = 0, total = 0;
+    if (cudaGetDeviceCount(&n) != cudaSuccess || n == 0 ||
+        cudaMemGetInfo(&free_bytes, &total) != cudaSuccess)
+        return 0;
+    return free_bytes;
+}
+
+void *host_alloc(size_t bytes)
+{
+    void *p = NULL;
+    if (cudaMallocHost(&p, bytes) != cudaSuccess)
+        return NULL;
+    memset(p, 0, bytes);
+    return p;
+}
+
+void host_free(void *p)
+{
+    (void)cudaFreeHost(p);
+}
+
+/* ---- open */
+
+void close_model(de_model *base)
+{
+    de_cu_model *m = of(base);
+    if (m->stream)
+        (void)cudaStreamSynchronize(m->stream);
+    for (cudaGraphExec_t g : m->graphs)
+        if (g)
+            (void)cudaGraphExecDestroy(g);
+    if (m->stream)
+        (void)cudaStreamDestroy(m->stream);
+    (void)cudaFree(m->weights);
+    (void)cudaFree(m->kv);
+    (void)cudaFree(m->state);
+    (void)cudaFree(m->work);
+    (void)cudaFreeHost(m->host);
+    free(m->row_of);
+    free(m->w.layers);
+    free(m);
+}
+
+int allocate(de_cu_model *m, const de_memory_plan &p, size_t host, delta_error *err)
+{
+    int device = 0, major = 0;
+    cudaError_t e = cudaStreamCreateWithFlags(&m->stream, cudaStreamNonBlocking);
+    if (e == cudaSuccess)
+        e = cudaMalloc(&m->weights, p.weights_bytes);
+    if (e == cudaSuccess)
+        e = cudaMalloc(&m->kv, p.kv_bytes);
+    if (e == cudaSuccess)
+        e = cudaMalloc(&m->state, p.state_bytes);
+    if (e == cudaSuccess)
+        e = cudaMalloc(&m->work, p.workspace_bytes);
+    if (e == cudaSuccess)
+        e = cudaMallocHost(&m->host, host);
+    if (e == cudaSuccess)
+        e = cudaMemsetAsync(m->kv, 0, p.kv_bytes, m->stream);
+    if (e == cudaSuccess)
+        e = cudaMemsetAsync(m->state, 0, p.state_bytes, m->stream);
+    if (e == cudaSuccess)
+        e = cudaMemsetAsync(m->work, 0, p.workspace_bytes, m->stream);
+    if (e == cudaSuccess)
+        e = cudaGetDevice(&device);
+    if (e == cudaSuccess)
+        e = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    m->dependent = major >= 9;
+    return e == cudaSuccess ? 0 : de_cu_failed(err, e, "memory of the model");
+}
+
+int tables(de_cu_model *m, delta_error *err)
+{
+    const uint32_t half = m->shape.rotary_dims / 2;
+    float inv[DE_ATTN_DIM / 2];
+    uint8_t axis[DE_ATTN_DIM / 2];
+    de_rope_frequencies(&m->shape, inv);
+    for (uint32_t i = 0; i < half; i++)
+        axis[i] = (uint8_t)de_rope_axis(&m->shape, i);
+    cudaError_t e = cudaMemcpy(m->inv_freq, inv, half * sizeof *inv, cudaMemcpyHostToDevice);
+    if (e == cudaSuccess)
+        e = cudaMemcpy(m->axis, axis, half, cudaMemcpyHostToDevice);
+    return e == cudaSuccess ? 0 : de_cu_failed(err, e, "tables");
+}
+
+int open_model(const de_weights *w, const de_shape *s, const de_binding *b,
+               const de_model_options *o, de_model **ret_m, delta_error *err)
+{
+    de_cu_model *m = (de_cu_model *)calloc(1, sizeof *m);
+    de_memory_plan p;
+    size_t host = 0;
+    if (!m)
+        return delta_fail(err, DELTA_ENOMEM, "model");
+    m->shape = *s;
+    m->options = *o;
+    m->row_of = (uint32_t *)calloc(o->max_rows, sizeof *m->row_of);
+    int r = m->row_of ? sizes(m, b, &p, &host, err) : delta_fail(err, DELTA_ENOMEM, "model");
+    if (r == 0)
+        r = allocate(m, p, host, err);
+    if (r == 0) {
+        (void)lay_out(m, &host);
+        r = tables(m, err);
+    }
+    if (r == 0)
+        r = de_cu_load(m, w, b, err);
+    if (r == 0 && cudaStreamSynchronize(m->stream) != cudaSuccess)
+        r = de_cu_failed(err, cudaGetLastError(), "opening the model");
+    if (r < 0) {
+        close_model(&m->base);
+        return r;
+    }
+    *ret_m = &m->base;
+    return 0;
+}
+
+/* ---- forward */
+
+struct capture {
+    const de_capture *to;
+    const uint32_t *row_of; /* row of the batch by row of h */
+    uint32_t n;
+};
+
+float rope_factor(const de_shape *s)
+{
+    return s->yarn ? (float)s->yarn_attention_factor : 1.0f;
+}
+
+/* Rows of h to where they belong. */
+cudaError_t capture_rows(de_cu_model *m, const capture *c, float *to)
+{
+    cudaError_t e = cudaSuccess;
+    const size_t H = m->shape.hidden;
+    for (uint32_t i = 0; to && i < c->n && e == cudaSuccess; i++)
+        e = cudaMemcpyAsync(to + c->row_of[i] * H, m->h + i * H, H * sizeof *to,
+                            cudaMemcpyDeviceToHost, m->stream);
+    return e;
+}
+cudaError_t capture_norm(de_cu_model *m, const capture *c)
+{
+    const size_t H = m->shape.hidden;
+    float *to = c->to->norm, *w = (float *)malloc(H * sizeof *w);
+    if (!w)
+        return cudaErrorMemoryAllocation;
+    cudaError_t e = cudaMemcpyAsync(w, m->w.norm, H * sizeof *w, cudaMemcpyDeviceToHost, m->stream);
+    if (e == cudaSuccess)
+        e = capture_rows(m, c, to);
+    if (e == cudaSuccess)
+        e = cudaStreamSynchronize(m->stream);
+    for (uint32_t i = 0; e == cudaSuccess && i < c->n; i++) {
+        float *row = to + c->row_of[i] * H;
+        double sum = 0;
+        for (size_t k = 0; k < H; k++)
+            sum += (double)row[k] * row[k];
+        const double f = 1 / sqrt(sum / (double)H + m->shape.rms_eps);
+        for (size_t k = 0; k < H; k++)
+            row[k] = (float)(row[k] * f * (1 + (double)w[k]));
+    }
+    free(w);
+    return e;
+}
+
+/* Logits of the n rows at h [n][hidden]. */
+void head(de_cu_model *m, const float *h, uint32_t n, bool dependent)
+{
+    de_cu_x x = { DE_CU_X_NORM, h, NULL, 0, m->w.norm, m->shape.rms_eps, NULL };
+    if (n > DE_CU_FUSED_ROWS) {
+        de_cu_decode_prepare(m->stream, x, n, m->shape.hidden, m->x, dependent);
+        x.ready = m->x;
+    }
+    de_cu_decode_linear(m->stream, m->w.head, x, n, DE_CU_F32, m->logits, m->shape.vocab,
+                        dependent);
+}
+
+/* All layers for n rows of decode, and their logits. */
+cudaError_t decode_rows(de_cu_model *m, uint32_t n, const capture *c, bool dependent)
+{
+    const de_shape *s = &m->shape;
+    const de_cu_meta &d = m->decode;
+    cudaStream_t st = m->stream;
+    cudaError_t e = cudaSuccess;
+    const bool many = n > DE_CU_FUSED_ROWS;
+    auto ready = [&](de_cu_x x, uint32_t k) {
+        if (many) {
+            de_cu_decode_prepare(st, x, n, k, m->x, dependent);
+            x.ready = m->x;
+        }
+        return x;
+    };
+    de_cu_embed(st, m->w.embed, d.tokens, n, s->hidden, m->h);
+    de_cu_rope(st, &d.pos[0][0], m->inv_freq, m->axis, n, s->rotary_dims / 2, rope_factor(s),
+               m->rope);
+    if (c)
+        e = capture_rows(m, c, c->to->embed);
+    for (uint32_t i = 0; i < s->n_layers && e == cudaSuccess; i++) {
+        const de_cu_layer &l = m->w.layers[i];
+        de_cu_x x =
+            ready({ DE_CU_X_NORM, m->h, NULL, 0, l.input_norm, s->rms_eps, NULL }, s->hidden);
+        if (l.kind == DE_LAYER_GDN) {
+            const de_cu_gdn g = gdn_of(m, l);
+            de_cu_decode_gdn_in(st, l.in, x, n, g, d.seqs, m->c, m->p, m->ldp, dependent);
+            de_cu_decode_gdn_step(st, g, m->c, m->p, m->ldp, d.seqs, n, m->o, dependent);
+            x = ready({ DE_CU_X_GATED_NORM, m->o, m->p + s->gdn_channels, m->ldp, l.gdn_norm,
+                        s->rms_eps, NULL },
+                      l.out.in);
+        } else {
+            const de_cu_attn a = attn_of(m, l);
+            de_cu_decode_linear(st, l.in, x, n, DE_CU_BF16, m->p, m->ldp, dependent);
+            de_cu_attn_decode(st, a, m->p, m->ldp, m->rope, d.seqs, d.pages, n, m->options.ctx_max,
+                              m->y, m->op, dependent);
+            x = ready({ DE_CU_X_PLAIN, NULL, m->y, l.out.in, NULL, 0, NULL }, l.out.in);
+        }
+        de_cu_decode_linear(st, l.out, x, n, DE_CU_ADD, m->h, s->hidden, dependent);
+        x = ready({ DE_CU_X_NORM, m->h, NULL, 0, l.post_norm, s->rms_eps, NULL }, s->hidden);
+        de_cu_decode_linear(st, l.router, x, n, DE_CU_F32, m->router, m->ldr, dependent);
+        de_cu_decode_moe(st, l.experts, x, m->router, m->ldr, n, m->h, m->op, dependent);
+        if (c && c->to->layers)
+            e = capture_rows(m, c, c->to->layers[i]);
+    }
+    if (e == cudaSuccess && c && c->to->norm)
+        e = capture_norm(m, c);
+    head(m, m->h, n, dependent);
+    return e == cudaSuccess ? cudaGetLastError() : e;
+}
+
+cudaError_t decode_graph(de_cu_model *m, uint32_t n)
+{
+    if (m->graphs[n])
+        return cudaSuccess;
+    cudaGraph_t g = NULL;
+    cudaError_t e = cudaStreamBeginCapture(m->stream, cudaStreamCaptureModeThreadLocal);
+    if (e != cudaSuccess)
+        return e;
+    e = decode_rows(m, n, NULL, m->dependent);
+    const cudaError_t end = cudaStreamEndCapture(m->stream, &g);
+    e = e == cudaSuccess ? end : e;
+    if (e == cudaSuccess)
+        e = cudaGraphInstantiate(&m->graphs[n], g, 0);
+    if (g)
+        (void)cudaGraphDestroy(g);
+    return e;
+}
+
+/* The page ids of a sequence behind one another; returns how many. */
+uint32_t put_pages(const de_batch_seq &q, uint32_t *to)
+{
+    const uint32_t n = (uint32_t)de_ceil_div((uint64_t)q.start + q.n_rows, DE_PAGE);
+    memcpy(to, q.pages, n * sizeof *to);
+    return n;
+}
+
+/* Where row i of the batch's logits goes. */
+cudaError_t put_logits(de_cu_model *m, uint32_t row, float *to)
+{
+    const size_t V = m->shape.vocab;
+    return cudaMemcpyAsync(to, m->logits + row * V, V * sizeof *to, cudaMemcpyDeviceToHost,
+                           m->stream);
+}
+
+/* Sequences ids[0 .. n) of the batch, one row each. */
+cudaError_t decode(de_cu_model *m, const de_batch *b, const uint32_t *ids, uint32_t n,
+                   float *logits, const de_capture *to)
+{
+    const de_cu_meta &d = m->decode_host;
+    uint32_t rows[ROWS], pages = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        const de_batch_seq &q = b->seqs[ids[i]];
+        rows[i] = q.row;
+        d.tokens[i] = b->tokens[q.row];
+        memcpy(d.pos[i], b->pos[q.row], sizeof *d.pos);
+        d.seqs[i] = { i, 1, q.start, q.slot, pages };
+        pages += put_pages(q, d.pages + pages);
+    }
+    cudaError_t e =
+        cudaMemcpyAsync(m->decode.tokens, d.tokens, m->decode_head + pages * sizeof(uint32_t),
+                        cudaMemcpyHostToDevice, m->stream);
+    const capture c = { to, rows, n };
+    if (e == cudaSuccess && to)
+        e = decode_rows(m, n, &c, false);
+    else if (e == cudaSuccess && (e = decode_graph(m, n)) == cudaSuccess)
+        e = cudaGraphLaunch(m->graphs[n], m->stream);
+    for (uint32_t i = 0; e == cudaSuccess && i < n; i++)
+        if (b->seqs[ids[i]].n_out)
+            e = put_logits(m, i, logits + (size_t)b->seqs[ids[i]].first_out * m->shape.vocab);
+    if (e == cudaSuccess)
+        e = cudaStreamSynchronize(m->stream); /* the description may be written over */
+    return e;
+}
+
+/* All layers for T rows of n_seqs sequences. */
+cudaError_t prefill_rows(de_cu_model *m, uint32_t T, uint32_t n_seqs, uint32_t max_rows,
+                         uint32_t max_end, const capture *c)
+{
+    const de_shape *s = &m->shape;
+    const de_cu_meta &d = m->prefill;
+    cudaStream_t st = m->stream;
+    cudaError_t e = cudaSuccess;
+    de_cu_embed(st, m->w.embed, d.tokens, T, s->hidden, m->h);
+    de_cu_rope(st, &d.pos[0][0], m->inv_freq, m->axis, T, s->rotary_dims / 2, rope_factor(s),
+               m->rope);
+    if (c->to)
+        e = capture_rows(m, c, c->to->embed);
+    for (uint32_t i = 0; i < s->n_layers && e == cudaSuccess; i++) {
+        const de_cu_layer &l = m->w.layers[i];
+        de_cu_norm(st, m->h, l.input_norm, T, s->hidden, s->rms_eps, m->x);
+        de_cu_linear_tile(st, l.in, m->x, s->hidden, T, DE_CU_BF16, m->p, m->ldp);
+        if (l.kind == DE_LAYER_GDN)
+            de_cu_gdn_chunk(st, gdn_of(m, l), m->p, m->ldp, d.seqs, n_seqs, T, max_rows, m->y,
+                            m->op);
+        else
+            de_cu_attn_prefill(st, attn_of(m, l), m->p, m->ldp, m->rope, d.seqs, d.pages, n_seqs, T,
+                               max_rows, max_end, m->y, m->op);
+        de_cu_linear_tile(st, l.out, m->y, l.out.in, T, DE_CU_ADD, m->h, s->hidden);
+        de_cu_norm(st, m->h, l.post_norm, T, s->hidden, s->rms_eps, m->x);
+        de_cu_linear_tile(st, l.router, m->x, s->hidden, T, DE_CU_F32, m->router, m->ldr);
+        de_cu_moe_tile(st, l.experts, m->x, m->router, m->ldr, T, m->h, m->op);
+        if (c->to && c->to->layers)
+            e = capture_rows(m, c, c->to->layers[i]);
+    }
+    if (e == cudaSuccess && c->to && c->to->norm)
+        e = capture_norm(m, c);
+    return e == cudaSuccess ? cudaGetLastError() : e;
+}
+
+/* Every sequence of the batch that is not decode's. row_of: room for the batch's rows. */
+cudaError_t prefill(de_cu_model *m, const de_batch *b, float *logits, const de_capture *to,
+                    uint32_t *row_of)
+{
+    uint32_t T = 0, n_seqs = 0, n_out = 0, max_rows = 0, max_end = 0, pages = 0;
+    for (uint32_t i = 0; i < b->n_seqs; i++)
+        if (!b->seqs[i].decode) {
+            T += b->seqs[i].n_rows;
+            n_out += b->seqs[i].n_out;
+            n_seqs++;
+        }
+    if (T == 0)
+        return cudaSuccess;
+    uint8_t *const host = (uint8_t *)m->prefill_host.tokens, *const device =
+                                                                 (uint8_t *)m->prefill.tokens;
+    de_cu_meta d;
+    const size_t head_bytes = meta_at(host, T, n_seqs, n_out, &d);
+    (void)meta_at(device, T, n_seqs, n_out, &m->prefill);
+    uint32_t row = 0, seq = 0, out = 0;
+    for (uint32_t i = 0; i < b->n_seqs; i++) {
+        const de_batch_seq &q = b->seqs[i];
+        if (q.decode)
+            continue;
+        for (uint32_t k = 0; k < q.n_rows; k++) {
+            row_of[row + k] = q.row + k;
+            d.tokens[row + k] = b->tokens[q.row + k];
+            memcpy(d.pos[row + k], b->pos[q.row + k], sizeof *d.pos);
+        }
+        for (uint32_t k = q.n_rows - q.n_out; k < q.n_rows; k++)
+            d.out_rows[out++] = row + k;
+        d.seqs[seq++] = { row, q.n_rows, q.start, q.slot, pages };
+        pages += put_pages(q, d.pages + pages);
+        row += q.n_rows;
+        max_rows = larger(max_rows, q.n_rows);
+        max_end = larger(max_end, q.start + q.n_rows);
+    }
+    cudaError_t e = cudaMemcpyAsync(device, host, head_bytes + pages * sizeof(uint32_t),
+                                    cudaMemcpyHostToDevice, m->stream);
+    const capture c = { to, row_of, T };
+    if (e == cudaSuccess)
+        e = prefill_rows(m, T, n_seqs, max_rows, max_end, &c);
+    uint32_t done = 0;
+    for (uint32_t i = 0; i < b->n_seqs && e == cudaSuccess; i++) {
+        const de_batch_seq &q = b->seqs[i];
+        for (uint32_t k = 0, n; !q.decode && k < q.n_out && e == cudaSuccess; k += n) {
+            n = q.n_out - k < ROWS ? q.n_out - k : ROWS;
+            de_cu_gather(m->stream, m->h, m->prefill.out_rows + done, n, m->shape.hidden,
+                         m->gathered);
+            head(m, m->gathered, n, false);
+            done += n;
+            for (uint32_t j = 0; j < n && e == cudaSuccess; j++)
+                e = put_logits(m, j, logits + (size_t)(q.first_out + k + j) * m->shape.vocab);
+        }
+    }
+    m->prefill.tokens = (uint32_t *)device;
+    if (e == cudaSuccess)
+        e = cudaStreamSynchronize(m->stream);
+    return e;
+}
+
+int forward(de_model *base, const de_batch *b, float *logits, const de_capture *to,
+            delta_error *err)
+{
+    de_cu_model *m = of(base);
+    uint32_t ids[ROWS], n = 0;
+    uint32_t *row_of = m->row_of;
+    cudaError_t e = cudaSuccess;
+    for (uint32_t i = 0; i < b->n_seqs && e == cudaSuccess; i++) {
+        if (!b->seqs[i].decode || b->seqs[i].n_rows != 1)
+            continue;
+        ids[n++] = i;
+        if (n == ROWS) {
+            e = decode(m, b, ids, n, logits, to);
+            n = 0;
+        }
+    }
+    if (n && e == cudaSuccess)
+        e = decode(m, b, ids, n, logits, to);
+    if (e == cudaSuccess)
+        e = prefill(m, b, logits, to, row_of);
+    return e == cudaSuccess ? 0 : de_cu_failed(err, e, "forward");
+}
+
+/* ---- slots */
+
+float *slot_at(de_model *base, uint32_t slot)
+{
+    return of(base)->state + slot * of(base)->slot_floats;
+}
+
+void slot_clear(de_model *base, uint32_t slot)
+{
+    (void)cudaMemsetAsync(slot_at(base, slot), 0, of(base)->slot_floats * sizeof(float),
+                          of(base)->stream); /* an error is sticky: the next forward tells it */
+}
+
+size_t slot_bytes(const de_model *base)
+{
+    return ((const de_cu_model *)base)->slot_floats * sizeof(float);
+}
+
+int slot_copy(de_model *base, void *to, const void *from, enum cudaMemcpyKind kind,
+              delta_error *err)
+{
+    cudaError_t e = cudaMemcpyAsync(to, from, slot_bytes(base), kind, of(base)->stream);
+    if (e == cudaSuccess)
+        e = cudaStreamSynchronize(of(base)->stream);
+    return e == cudaSuccess ? 0 : de_cu_failed(err, e, "copy of a state");
+}
+int slot_save(de_model *base, uint32_t slot, void *dst, delta_error *err)
+{
+    return slot_copy(base, dst, slot_at(base, slot), cudaMemcpyDeviceToHost, err);
+}
+int slot_load(de_model *base, uint32_t slot, const void *src, delta_error *err)
+{
+    return slot_copy(base, slot_at(base, slot), src, cudaMemcpyHostToDevice, err);
+}
+
+} // namespace
+
+extern "C" const de_backend de_backend_cuda = {
+    "cuda",      host_alloc, host_free,  memory_bytes, plan,      open_model,
+    close_model, forward,    slot_clear, slot_bytes,   slot_save, slot_load,
+};
