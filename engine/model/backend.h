@@ -13,6 +13,8 @@ struct de_backend {
     /* Memory on the host, zeroed, that the backend writes logits to without a copy of its own. */
     void *(*host_alloc)(size_t bytes);
     void (*host_free)(void *p);
+    /* Bytes a second that a plain reading kernel reaches; NULL: not known. */
+    int (*read_rate)(double *ret_rate);
     /* Memory that weights, KV, states and workspace must share; 0: there is no such device. */
     uint64_t (*memory_bytes)(void);
     int (*plan)(const de_shape *s, const de_binding *b, const de_model_options *o,

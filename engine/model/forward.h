@@ -20,6 +20,9 @@ const de_backend *de_backend_find(const char *name);
 const char *de_backend_name(const de_backend *b);
 /* Bytes of the memory that a model on it must fit in; 0: there is no device. */
 uint64_t de_backend_memory(const de_backend *b);
+/* Measures how many bytes a second the memory can be read with, the limit of decode. < 0: this
+ * backend does not tell. */
+int de_backend_read_rate(const de_backend *b, double *ret_rate);
 /* Memory on the host, zeroed: logits that lie in it are written fastest. NULL: there is none. */
 void *de_backend_host_alloc(const de_backend *b, size_t bytes);
 void de_backend_host_free(const de_backend *b, void *p);

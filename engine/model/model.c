@@ -26,6 +26,11 @@ uint64_t de_backend_memory(const de_backend *b)
     return b->memory_bytes();
 }
 
+int de_backend_read_rate(const de_backend *b, double *ret_rate)
+{
+    return b->read_rate ? b->read_rate(ret_rate) : DELTA_EUNSUPPORTED;
+}
+
 void *de_backend_host_alloc(const de_backend *b, size_t bytes)
 {
     return b->host_alloc(bytes);

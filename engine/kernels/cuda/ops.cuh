@@ -169,6 +169,9 @@ void de_cu_decode_moe(cudaStream_t stream, const de_cu_experts &e, const de_cu_x
 
 /* ---- rows */
 
+/* Reads n bytes (a multiple of 16), for measuring; blocks: this many for each multiprocessor. */
+void de_cu_read(cudaStream_t stream, const uint8_t *p, size_t n, uint32_t blocks);
+
 /* h float [n][hidden] = embed bf16 [vocab][hidden] at the tokens. */
 void de_cu_embed(cudaStream_t stream, const bf16 *embed, const uint32_t *tokens, uint32_t n,
                  uint32_t hidden, float *h);

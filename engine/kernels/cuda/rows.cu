@@ -58,7 +58,34 @@ __global__ void rope_kernel(const uint32_t *pos, const float *inv_freq, const ui
     rope[((size_t)blockIdx.x * 2 + 1) * half + j] = s * factor;
 }
 
+__device__ uint32_t read_sink;
+
+__global__ void __launch_bounds__(512) read_kernel(const uint4 *p, size_t n)
+{
+    uint32_t sum = 0;
+    const size_t step = (size_t)gridDim.x * blockDim.x;
+    size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+    for (; i + 7 * step < n; i += 8 * step) {
+        uint4 v[8];
+#pragma unroll
+        for (int k = 0; k < 8; k++)
+            v[k] = cu_load(p + i + k * step);
+#pragma unroll
+        for (int k = 0; k < 8; k++)
+            sum += v[k].x ^ v[k].y ^ v[k].z ^ v[k].w;
+    }
+    for (; i < n; i += step)
+        sum += p[i].x;
+    if (sum == 0x12345678u) /* the compiler does not know */
+        read_sink = sum;
+}
+
 } // namespace
+
+void de_cu_read(cudaStream_t stream, const uint8_t *p, size_t n, uint32_t blocks)
+{
+    read_kernel<<<cu_multiprocessors() * blocks, 512, 0, stream>>>((const uint4 *)p, n / 16);
+}
 
 void de_cu_embed(cudaStream_t stream, const bf16 *embed, const uint32_t *tokens, uint32_t n,
                  uint32_t hidden, float *h)
