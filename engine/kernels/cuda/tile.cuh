@@ -1,0 +1,152 @@
+/* tile.cuh -- matrices times many rows: tiles of outputs x rows on tensor cores, for one matrix or one for each expert.
+ *
+ * A block makes BM outputs of BN rows. Weights are the A operand, already in the order of fragments, so that a warp reads them from
+ * shared memory as they came; rows of x are the B operand, in rows of 128 bytes with their 16-byte pieces exchanged (piece ^ row % 8)
+ * so that ldmatrix meets no bank twice. Both come by cp.async, STAGES deep. Results go through shared memory, so that rows are written
+ * whole. Every sum is one chain of mma in rising k, whatever the tile: bits do not depend on its shape. */
+#ifndef DE_KERNELS_CUDA_TILE_CUH
+#define DE_KERNELS_CUDA_TILE_CUH
+
+#include "kernels/cuda/decode.cuh"
+
+namespace
+{
+
+enum { T_WARPS = 8, T_THREADS = T_WARPS * 32, T_TILES = 2 /* of 32 columns a stage */ };
+
+/* WM x WN warps of MT x NT fragments. */
+template <int WM_, int WN_, int MT_, int NT_, int STAGES_> struct tile_shape {
+    static constexpr int WM = WM_, WN = WN_, MT = MT_, NT = NT_, STAGES = STAGES_;
+    static constexpr int BM = WM * MT * 16, BN = WN * NT * 8, LD = BM + 4;
+    template <bool INT8> __host__ __device__ static constexpr int a_bytes()
+    {
+        return BM / 16 * T_TILES * (INT8 ? 512 : 1024);
+    }
+    static constexpr int b_bytes = BN * T_TILES * 64;
+    template <bool INT8> __host__ __device__ static constexpr int shared_bytes()
+    {
+        const int stages = STAGES * (a_bytes<INT8>() + b_bytes), out = BN * LD * 4;
+        return stages > out ? stages : out;
+    }
+};
+typedef tile_shape<4, 2, 4, 8, 4> tile_large; /* 256 x 128 */
+typedef tile_shape<8, 1, 1, 4, 4> tile_small; /* 128 x 32 */
+
+/* out [BN][LD] float in shared memory = rows of x times W, unscaled if it has one scale a row. row_of(i): where row i of the tile
+ * begins, or NULL. Ends with a barrier. */
+template <class S, bool INT8, bool GROUPS, class F>
+__device__ __forceinline__ float *tile_product(const de_cu_linear &w, uint32_t tile0, F row_of,
+                                               char *shared)
+{
+    constexpr int A = S::template a_bytes<INT8>(), B = S::b_bytes, TILE = INT8 ? 512 : 1024;
+    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, wm = warp % S::WM,
+                   wn = warp / S::WM;
+    const uint32_t tiles = w.in / 32, n_rows = (w.out + 15) / 16,
+                   steps = (tiles + T_TILES - 1) / T_TILES;
+    const uint32_t groups = w.in / w.group;
+    /* this thread's pieces of B: piece threadIdx.x % 8 of rows threadIdx.x / 8 + 32 i */
+    const bf16 *rows[S::BN / 32];
+#pragma unroll
+    for (int i = 0; i < S::BN / 32; i++)
+        rows[i] = row_of(threadIdx.x / 8 + 32 * i);
+    auto fetch = [&](uint32_t step) {
+        if (step < steps) {
+            char *a = shared + step % S::STAGES * (A + B), *b = a + A;
+#pragma unroll
+            for (int i = 0; i < A / (16 * T_THREADS); i++) {
+                const uint32_t at = (i * T_THREADS + threadIdx.x) * 16, part = at % TILE,
+                               c = at / TILE % T_TILES, r = at / (TILE * T_TILES);
+                const uint32_t column = step * T_TILES + c;
+                const bool has = tile0 + r < n_rows && column < tiles;
+                cu_copy16(a + at,
+                          has ? w.w + ((size_t)(tile0 + r) * tiles + column) * TILE + part : w.w,
+                          has);
+            }
+            const uint32_t piece = threadIdx.x % 8, k = step * T_TILES * 32 + piece * 8;
+#pragma unroll
+            for (int i = 0; i < S::BN / 32; i++) {
+                const uint32_t row = threadIdx.x / 8 + 32 * i;
+                const bool has = rows[i] && k < w.in;
+                cu_copy16(b + row * 128 + (piece ^ row % 8) * 16,
+                          has ? rows[i] + k : (const bf16 *)w.w, has);
+            }
+        }
+        cu_copies_commit();
+    };
+    float acc[S::MT][S::NT][4] = {}, total[GROUPS ? S::MT : 1][GROUPS ? S::NT : 1][4] = {};
+#pragma unroll
+    for (int i = 0; i < S::STAGES - 1; i++)
+        fetch(i);
+    for (uint32_t step = 0; step < steps; step++) {
+        cu_copies_wait<S::STAGES - 2>();
+        __syncthreads();
+        fetch(step + S::STAGES - 1);
+        const char *a = shared + step % S::STAGES * (A + B), *b = a + A;
+#pragma unroll
+        for (int c = 0; c < T_TILES; c++) {
+            uint32_t fa[S::MT][2][4];
+#pragma unroll
+            for (int m = 0; m < S::MT; m++) {
+                const char *at = a + ((wm * S::MT + m) * T_TILES + c) * TILE + lane * 16;
+                const uint4 g = *(const uint4 *)at;
+                if (INT8) {
+                    cu_widen_tile(g, fa[m]);
+                } else {
+                    const uint4 h = *(const uint4 *)(at + (INT8 ? 0 : 512));
+                    fa[m][0][0] = g.x, fa[m][0][2] = g.y, fa[m][1][0] = g.z, fa[m][1][2] = g.w;
+                    fa[m][0][1] = h.x, fa[m][0][3] = h.y, fa[m][1][1] = h.z, fa[m][1][3] = h.w;
+                }
+            }
+#pragma unroll
+            for (int k = 0; k < 2; k++)
+#pragma unroll
+                for (int n = 0; n < S::NT; n += 2) {
+                    uint32_t fb[4];
+                    const uint32_t row = (wn * S::NT + n + lane / 16) * 8 + lane % 8,
+                                   piece = c * 4 + k * 2 + lane / 8 % 2;
+                    cu_ldmatrix(fb, b + row * 128 + (piece ^ row % 8) * 16);
+#pragma unroll
+                    for (int m = 0; m < S::MT; m++) {
+                        cu_mma(acc[m][n], fa[m][k], fb[0], fb[1]);
+                        cu_mma(acc[m][n + 1], fa[m][k], fb[2], fb[3]);
+                    }
+                }
+            if (GROUPS) {
+                const uint32_t column = step * T_TILES + c;
+#pragma unroll
+                for (int m = 0; m < S::MT; m++) {
+                    const uint32_t r = tile0 + wm * S::MT + m;
+                    const float *s =
+                        w.scale + (size_t)(r * 16 + lane / 4) * groups + column * 32 / w.group;
+                    const bool has = r < n_rows && column < tiles;
+                    const float lo = has ? s[0] : 0, hi = has ? s[8 * groups] : 0;
+#pragma unroll
+                    for (int n = 0; n < S::NT; n++)
+#pragma unroll
+                        for (int e = 0; e < 4; e++) {
+                            total[m][n][e] = fmaf(acc[m][n][e], e < 2 ? lo : hi, total[m][n][e]);
+                            acc[m][n][e] = 0;
+                        }
+                }
+            }
+        }
+    }
+    cu_copies_wait<0>();
+    __syncthreads();
+    float *out = (float *)shared;
+#pragma unroll
+    for (int m = 0; m < S::MT; m++)
+#pragma unroll
+        for (int n = 0; n < S::NT; n++)
+#pragma unroll
+            for (int e = 0; e < 4; e++)
+                out[(size_t)((wn * S::NT + n) * 8 + lane % 4 * 2 + e % 2) * S::LD +
+                    (wm * S::MT + m) * 16 + lane / 4 + e / 2 * 8] =
+                    GROUPS ? total[m][n][e] : acc[m][n][e];
+    __syncthreads();
+    return out;
+}
+
+} // namespace
+
+#endif
