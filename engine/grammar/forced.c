@@ -10,9 +10,13 @@
 
 #include "grammar/match.h"
 
-enum { FORCED_BYTES = 512 };
+enum {
+    FORCED_BYTES = 512,
+    /* What a search may cost: a step compares places with places. Usual grammars are far below. */
+    FORCED_WORK = 4 << 20,
+};
 
-/* The bytes that must come, at most FORCED_BYTES. */
+/* The bytes that must come, at most FORCED_BYTES, and not more than are found with FORCED_WORK. */
 static size_t forced_bytes(delta_matcher *m, char *out)
 {
     de_state s = *de_now(m);
@@ -22,6 +26,7 @@ static size_t forced_bytes(delta_matcher *m, char *out)
         return 0;
     memcpy(now, de_places(m), s.n * sizeof *now);
     size_t n = 0;
+    uint64_t work = 0;
     while (n < FORCED_BYTES && !s.accepting && m->n_cells < DELTA_MATCHER_CELLS / 2) {
         de_state after = s;
         int only = -1;
@@ -31,7 +36,8 @@ static size_t forced_bytes(delta_matcher *m, char *out)
             memcpy(next, now, s.n * sizeof *now);
             const bool ok = de_state_step(m, &t, next, spare, (uint8_t)b);
             de_cells_drop(m, cells);
-            if (ok && only >= 0)
+            work += 64 + (uint64_t)s.n * s.n + (ok ? (uint64_t)t.n * t.n : 0);
+            if ((ok && only >= 0) || work > FORCED_WORK)
                 return n;
             if (ok) {
                 only = b;

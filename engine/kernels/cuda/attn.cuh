@@ -75,55 +75,54 @@ template <bool FP8> struct kv_format {
     }
 };
 
-/* One head of a row, by a warp: x [256] BF16 -> norm with 1 + w, rotary, times `factor`; lane's values are dims lane + 32 i. */
+/* One head of a row, by a warp: x [256] BF16 -> norm with 1 + w, rotary, times `factor`; lane's values are dims lane + 32 i. `swap`:
+ * 256 floats of shared memory of this warp. */
 __device__ __forceinline__ void head_values(const bf16 *x, const float *w, float eps,
                                             const float *rope, uint32_t rotary, float factor,
-                                            float v[8])
+                                            float *swap, float v[8])
 {
     const uint32_t lane = threadIdx.x % 32, half = rotary / 2;
-    float s = 0;
-#pragma unroll
-    for (int i = 0; i < 8; i++) {
-        v[i] = __bfloat162float(x[i * 32 + lane]);
-        s = fmaf(v[i], v[i], s);
-    }
-    s = rsqrtf(cu_sum(s) / A_D + eps);
-#pragma unroll
-    for (int i = 0; i < 8; i++)
-        v[i] *= s * (1 + w[i * 32 + lane]);
-    /* dim d < half turns with d + half; both may be any lane's: through shuffles */
-    float turned[8];
+    float s = 0, g[8], c[8] = {}, sn[8] = {};
 #pragma unroll
     for (int i = 0; i < 8; i++) {
         const uint32_t d = i * 32 + lane;
-        const uint32_t other = d < half ? d + half : d - half;
-        float o = 0;
-#pragma unroll
-        for (int j = 0; j < 8; j++) { /* lanes of one i may need different j */
-            const float got = __shfl_sync(~0u, v[j], other % 32);
-            o = (int)(other / 32) == j ? got : o;
+        v[i] = __bfloat162float(x[d]);
+        g[i] = 1 + w[d];
+        if (d < rotary) {
+            c[i] = rope[d < half ? d : d - half];
+            sn[i] = d < half ? -rope[half + d] : rope[d];
         }
-        turned[i] = v[i];
-        if (d < half)
-            turned[i] = v[i] * rope[d] - o * rope[half + d];
-        else if (d < rotary)
-            turned[i] = v[i] * rope[d - half] + o * rope[d];
     }
 #pragma unroll
     for (int i = 0; i < 8; i++)
-        v[i] = turned[i] * factor;
+        s = fmaf(v[i], v[i], s);
+    s = rsqrtf(cu_sum(s) / A_D + eps);
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        v[i] *= s * g[i];
+        swap[i * 32 + lane] = v[i];
+    }
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        const uint32_t d = i * 32 + lane;
+        if (d < rotary) /* with the other of its pair */
+            v[i] = fmaf(v[i], c[i], swap[d < half ? d + half : d - half] * sn[i]);
+        v[i] *= factor;
+    }
 }
 
 /* Key and value of a row into their page, by a warp. p: the row's projections. */
 template <bool FP8>
 __device__ __forceinline__ void put_kv(const de_cu_attn &a, const bf16 *p, const float *rope,
-                                       uint32_t head, uint32_t page, uint32_t at)
+                                       uint32_t head, uint32_t page, uint32_t at, float *swap)
 {
     const uint32_t lane = threadIdx.x % 32;
     const bf16 *k = p + (size_t)a.q_heads * 2 * A_D + head * A_D, *v = k + (size_t)a.kv_heads * A_D;
     uint8_t *to = a.kv + page * a.page_bytes + (size_t)head * 2 * A_P * A_D * kv_format<FP8>::SIZE;
     float x[8];
-    head_values(k, a.k_norm, a.eps, rope, a.rotary, 1, x);
+    head_values(k, a.k_norm, a.eps, rope, a.rotary, 1, swap, x);
 #pragma unroll
     for (int i = 0; i < 8; i++) {
         kv_format<FP8>::store(to, (size_t)at * A_D + i * 32 + lane, x[i]);

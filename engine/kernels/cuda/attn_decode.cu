@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(WARPS * 32)
     constexpr int L = F::LANE, STEPS = L / 4; /* values of 16 bytes; mma steps of them */
     __shared__ __align__(16) uint16_t q[HEADS][A_D + 32];
     __shared__ __align__(16) uint16_t probability[WARPS][HEADS][P_LD];
-    __shared__ float o_sum[HEADS][A_D], maxima[WARPS][HEADS], sums[WARPS][HEADS];
+    __shared__ float o_sum[WARPS][HEADS][A_D + 4], maxima[WARPS][HEADS], sums[WARPS][HEADS];
     const uint32_t per = a.q_heads / a.kv_heads, groups = (per + HEADS - 1) / HEADS;
     const uint32_t split = blockIdx.x, kv_head = blockIdx.y / groups, group = blockIdx.y % groups,
                    seq = blockIdx.z, warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4,
@@ -43,9 +43,18 @@ __global__ void __launch_bounds__(WARPS * 32)
     const uint32_t n = seqs[seq].start + 1, size = part_tokens(n), first = split * size,
                    end = min(first + size, n);
     cu_release();
-    if (first >= n)
+    if (first >= n) {
+        cu_wait();
         return;
+    }
     pages += seqs[seq].page0;
+    if (first + warp * A_P <
+        end) { /* this warp's first page into L2: nobody writes what is old in it */
+        const uint8_t *page = a.kv + pages[first / A_P + warp] * a.page_bytes +
+                              (size_t)kv_head * 2 * A_P * A_D * F::SIZE;
+        for (uint32_t i = lane * 128; i < 2 * A_P * A_D * F::SIZE; i += 32 * 128)
+            asm volatile("prefetch.global.L2 [%0];" ::"l"(page + i));
+    }
     cu_wait();
     p += seq * ldp;
     rope += seq * a.rotary;
@@ -53,13 +62,13 @@ __global__ void __launch_bounds__(WARPS * 32)
         float v[8];
         if (h < n_heads)
             head_values(p + (size_t)(head0 + h) * 2 * A_D, a.q_norm, a.eps, rope, a.rotary, 0.0625f,
-                        v);
+                        o_sum[warp][0], v);
 #pragma unroll
         for (int i = 0; i < 8; i++)
             q[h][i * 32 + lane] = h < n_heads ? F::one(v[i]) : 0;
     }
     if (end == n && warp == WARPS - 1) /* every group writes the same */
-        put_kv<FP8>(a, p, rope, kv_head, pages[(n - 1) / A_P], (n - 1) % A_P);
+        put_kv<FP8>(a, p, rope, kv_head, pages[(n - 1) / A_P], (n - 1) % A_P, o_sum[warp][0]);
     __syncthreads();
     float acc[A_D / 16][4] = {}, max[2] = { -INFINITY, -INFINITY }, sum[2] = { 0, 0 };
     for (uint32_t base = first + warp * A_P; base < end; base += WARPS * A_P) {
@@ -172,20 +181,20 @@ __global__ void __launch_bounds__(WARPS * 32)
             all[e] = fmaxf(all[e], maxima[w][2 * t + e]);
         fade[e] = __expf(max[e] - all[e]);
     }
-    for (int w = 0; w < WARPS; w++) {
-        if ((int)warp == w)
 #pragma unroll
-            for (int i = 0; i < A_D / 16; i++)
+    for (int i = 0; i < A_D / 16; i++)
 #pragma unroll
-                for (int e = 0; e < 4; e++) {
-                    float &to = o_sum[2 * t + e % 2][i * 16 + g + e / 2 * 8];
-                    to = (w ? to : 0) + acc[i][e] * fade[e % 2];
-                }
-        __syncthreads();
-    }
+        for (int e = 0; e < 4; e++)
+            o_sum[warp][2 * t + e % 2][i * 16 + g + e / 2 * 8] = acc[i][e] * fade[e % 2];
+    __syncthreads();
     part_sums &to = parts[((size_t)seq * gridDim.y + blockIdx.y) * PARTS + split];
-    for (uint32_t i = threadIdx.x; i < HEADS * A_D; i += WARPS * 32)
-        to.o[i / A_D][i % A_D] = o_sum[i / A_D][i % A_D];
+    for (uint32_t i = threadIdx.x; i < HEADS * A_D; i += WARPS * 32) {
+        float x = 0;
+#pragma unroll
+        for (int w = 0; w < WARPS; w++)
+            x += o_sum[w][i / A_D][i % A_D];
+        to.o[i / A_D][i % A_D] = x;
+    }
     if (warp == 0 && g == 0)
 #pragma unroll
         for (int e = 0; e < 2; e++) {

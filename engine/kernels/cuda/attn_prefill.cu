@@ -25,6 +25,7 @@ __global__ void __launch_bounds__(256)
                 const de_cu_seq *seqs, const uint32_t *pages, uint32_t n_seqs, uint32_t rows,
                 uint16_t *q)
 {
+    __shared__ float swap[8][A_D];
     const uint32_t heads = a.q_heads + a.kv_heads, at = blockIdx.x * 8 + threadIdx.x / 32,
                    row = at / heads, head = at % heads, lane = threadIdx.x % 32;
     if (row >= rows)
@@ -35,7 +36,7 @@ __global__ void __launch_bounds__(256)
         float v[8];
         /* 1/16 and the base of exp2 */
         head_values(p + (size_t)head * 2 * A_D, a.q_norm, a.eps, rope, a.rotary,
-                    0.0625f * 1.4426950408889634f, v);
+                    0.0625f * 1.4426950408889634f, swap[threadIdx.x / 32], v);
 #pragma unroll
         for (int i = 0; i < 8; i++)
             q[((size_t)row * a.q_heads + head) * A_D + i * 32 + lane] = kv_format<FP8>::one(v[i]);
@@ -46,7 +47,7 @@ __global__ void __launch_bounds__(256)
         seq++;
     const uint32_t position = seqs[seq].start + row - seqs[seq].row;
     put_kv<FP8>(a, p, rope, head - a.q_heads, pages[seqs[seq].page0 + position / A_P],
-                position % A_P);
+                position % A_P, swap[threadIdx.x / 32]);
 }
 
 /* Byte offset of 16-byte piece c of a row of `size` bytes; neighbouring rows meet other banks. */

@@ -47,7 +47,7 @@ __device__ __forceinline__ void cu_prepare(const de_cu_x &x, uint32_t n, uint32_
         for (uint32_t row = 0; row < n; row++) {
             float s = 0;
             for (uint32_t i = threadIdx.x * 4; i < k; i += CU_THREADS * 4) {
-                const float4 v = *(const float4 *)(x.f + (size_t)row * k + i);
+                const float4 v = __ldcg((const float4 *)(x.f + (size_t)row * k + i));
                 s = fmaf(v.x, v.x, fmaf(v.y, v.y, fmaf(v.z, v.z, fmaf(v.w, v.w, s))));
             }
             s = cu_sum(s);
@@ -62,7 +62,7 @@ __device__ __forceinline__ void cu_prepare(const de_cu_x &x, uint32_t n, uint32_
                 s += scratch[row * CU_WARPS + w];
             s = rsqrtf(s / (float)k + x.eps);
             for (uint32_t i = threadIdx.x * 4; i < k; i += CU_THREADS * 4) {
-                const float4 v = *(const float4 *)(x.f + (size_t)row * k + i),
+                const float4 v = __ldcg((const float4 *)(x.f + (size_t)row * k + i)),
                              g = *(const float4 *)(x.norm + i);
                 cu_x_put(to + row * ld, i, v.x * s * (1 + g.x), v.y * s * (1 + g.y),
                          v.z * s * (1 + g.z), v.w * s * (1 + g.w));
@@ -88,7 +88,7 @@ __device__ __forceinline__ void cu_prepare(const de_cu_x &x, uint32_t n, uint32_
 
 /* Products of a warp's tiles (w, w + 16, ...) of one row of tiles with eight rows of x. p: this lane's row of x in the order of
  * fragments, at lane % 4 * 8. With scale groups, the scales of the 16 outputs from `out` on are applied here. */
-template <bool INT8, int KT, bool SHARED, int L>
+template <bool INT8, bool GROUPS, int KT, bool SHARED, int L>
 __device__ __forceinline__ void cu_row_sums(const uint4 (*v)[L], const bf16 *p, uint32_t tiles,
                                             const float *scale, uint32_t groups, uint32_t group,
                                             uint32_t out, float total[4])
@@ -96,7 +96,7 @@ __device__ __forceinline__ void cu_row_sums(const uint4 (*v)[L], const bf16 *p, 
     static_assert(INT8 || L == 2, "BF16 tiles take two loads");
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     float acc[4] = { 0, 0, 0, 0 };
-    if (groups > 1)
+    if (GROUPS)
         total[0] = total[1] = total[2] = total[3] = 0;
 #pragma unroll
     for (int k = 0; k < KT; k++) {
@@ -114,7 +114,7 @@ __device__ __forceinline__ void cu_row_sums(const uint4 (*v)[L], const bf16 *p, 
         }
         cu_mma(acc, a[0], b.x, b.y);
         cu_mma(acc, a[1], b.z, b.w);
-        if (INT8 && groups > 1) {
+        if (GROUPS) {
             const float *s = scale + (size_t)(out + lane / 4) * groups + c * 32 / group;
             const float lo = s[0], hi = s[8 * groups];
             total[0] = fmaf(acc[0], lo, total[0]);
@@ -124,7 +124,7 @@ __device__ __forceinline__ void cu_row_sums(const uint4 (*v)[L], const bf16 *p, 
             acc[0] = acc[1] = acc[2] = acc[3] = 0;
         }
     }
-    if (groups == 1)
+    if (!GROUPS)
 #pragma unroll
         for (int i = 0; i < 4; i++)
             total[i] = acc[i];
@@ -149,7 +149,19 @@ __device__ __forceinline__ float cu_get_sum(const float *sums, uint32_t token, u
     return y;
 }
 
+/* Block `block` of `blocks` fetches its part of what lies ahead into L2. */
+__device__ __forceinline__ void cu_fetch_ahead(const de_cu_ahead &a, uint32_t block,
+                                               uint32_t blocks)
+{
+    const size_t line = 128, lines = (a.n + line - 1) / line, first = lines * block / blocks,
+                 end = lines * (block + 1) / blocks;
+    for (size_t i = first + threadIdx.x; i < end; i += blockDim.x)
+        asm volatile("prefetch.global.L2 [%0];" ::"l"(a.p + i * line));
+}
+
 /* ---- host */
+
+enum { CU_AHEAD_BLOCKS = 64 };
 
 inline uint32_t cu_multiprocessors()
 {

@@ -22,17 +22,21 @@ struct args {
     de_cu_gdn g;
     const de_cu_seq *seqs;
     float *c;
+    de_cu_ahead ahead;
+    uint32_t blocks; /* that compute; those behind fetch ahead */
 };
 
-/* What an output needs besides its sum, fetched before the sum is there: the old value; the conv's inputs and weights. */
+/* What an output needs besides its sum, fetched before the sum is there: its scale; the old value; the conv's inputs and weights. */
 struct needs {
-    float v[8];
+    float scale, v[8];
 };
-template <int STORE>
+template <bool SCALED, int STORE>
 __device__ __forceinline__ void fetch(const args &a, uint32_t row, uint32_t token, needs &to)
 {
     if (row >= a.w.out || token >= a.n)
         return;
+    if (SCALED)
+        to.scale = a.w.scale[row];
     if (STORE == ADD)
         to.v[0] = ((float *)a.y)[token * a.ldy + row];
     if (STORE == GDN_IN && row < a.g.channels) {
@@ -78,15 +82,22 @@ __device__ __forceinline__ void store(const args &a, uint32_t row, uint32_t toke
 }
 
 /* KT tiles of 32 columns to a warp; D tiles of 16 outputs under way; FUSED: x of kind KIND in shared memory. */
-template <bool INT8, int STORE, int KIND, int KT, int D, bool FUSED>
+template <bool INT8, bool GROUPS, int STORE, int KIND, int KT, int D, bool FUSED>
 __global__ void __launch_bounds__(CU_THREADS, 1) rows_kernel(const args a)
 {
     extern __shared__ __align__(16) char shared[];
     constexpr int L = INT8 ? 1 : 2; /* loads a tile */
+    const uint32_t blocks = a.blocks;
+    if (blockIdx.x >= blocks) {
+        cu_fetch_ahead(a.ahead, blockIdx.x - blocks, gridDim.x - blocks);
+        cu_wait();
+        cu_release();
+        return;
+    }
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const uint32_t tiles = a.w.in / 32, n_out = (a.w.out + 15) / 16;
-    float *sums = (float *)shared; /* two buffers */
-    bf16 *xs = (bf16 *)(shared + 2 * CU_SUMS);
+    float *sums = (float *)shared; /* two buffers for D tiles */
+    bf16 *xs = (bf16 *)(shared + 2 * D * CU_SUMS);
     uint4 v[D][KT][L];
     auto load = [&](uint4 to[KT][L], uint32_t r) {
 #pragma unroll
@@ -101,78 +112,89 @@ __global__ void __launch_bounds__(CU_THREADS, 1) rows_kernel(const args a)
     };
 #pragma unroll
     for (int d = 0; d < D; d++)
-        load(v[d], blockIdx.x + d * gridDim.x);
-    cu_release();
+        load(v[d], blockIdx.x + d * blocks);
+    if (a.ahead.n == 0)
+        cu_release();
     cu_wait();
+    if (a.ahead
+            .n) /* then what ran before this kernel is over when the next one starts: it may read x before its own wait */
+        cu_release();
     if (FUSED)
         cu_prepare<KIND>(a.x, a.n, a.w.in, xs, (float *)shared);
     const size_t ldx = FUSED ? cu_x_stride(a.w.in) : a.w.in;
+    const uint32_t mine = threadIdx.x / 128, token8 = threadIdx.x % 128 / 16,
+                   o16 = threadIdx.x % 16;
     int buffer = 0;
-    for (uint32_t at = blockIdx.x; at < n_out; at += D * gridDim.x)
+    for (uint32_t at = blockIdx.x; at < n_out; at += D * blocks)
+        for (uint32_t first = 0; first < a.n; first += 8) {
+            /* a group of 128 threads stores tile `mine` of the D */
+            const uint32_t token = first + token8, r = at + mine * blocks, o = r * 16 + o16;
+            float *const to = sums + buffer * D * (CU_SUMS / 4);
+            needs with;
+            if (mine < D && r < n_out)
+                fetch<INT8 && !GROUPS, STORE>(a, o, token, with);
+            const uint32_t row = min(first + lane / 4, a.n - 1);
+            const bf16 *x = (FUSED ? xs : a.x.ready) + row * ldx + lane % 4 * 8;
 #pragma unroll
-        for (int d = 0; d < D; d++) {
-            const uint32_t r = at + d * gridDim.x;
-            if (r >= n_out)
-                break;
-            for (uint32_t first = 0; first < a.n; first += 8) {
-                const uint32_t token = first + threadIdx.x / 16, o = r * 16 + threadIdx.x % 16;
-                needs with;
-                float acc[4];
-                if (threadIdx.x < 128)
-                    fetch<STORE>(a, o, token, with);
-                const uint32_t row = min(first + lane / 4, a.n - 1);
-                cu_row_sums<INT8, KT, FUSED>(v[d],
-                                             (FUSED ? xs : a.x.ready) + row * ldx + lane % 4 * 8,
-                                             tiles, a.w.scale, a.groups, a.w.group, r * 16, acc);
-                if (first + 8 >= a.n)
-                    load(v[d], r + D * gridDim.x);
-                cu_put_sums(sums + buffer * (CU_SUMS / 4), acc);
-                __syncthreads();
-                if (threadIdx.x < 128) {
-                    float y = cu_get_sum(sums + buffer * (CU_SUMS / 4), token - first, o % 16);
-                    if (INT8 && a.groups == 1)
-                        y *= a.w.scale[o];
-                    store<STORE>(a, o, token, y, with);
+            for (int d = 0; d < D; d++)
+                if (at + d * blocks < n_out) {
+                    float acc[4];
+                    cu_row_sums<INT8, GROUPS, KT, FUSED>(v[d], x, tiles, a.w.scale, a.groups,
+                                                         a.w.group, (at + d * blocks) * 16, acc);
+                    if (first + 8 >= a.n)
+                        load(v[d], at + (d + D) * blocks);
+                    cu_put_sums(to + d * (CU_SUMS / 4), acc);
                 }
-                buffer ^= 1;
+            __syncthreads();
+            if (mine < D && r < n_out && token < a.n) {
+                float y = cu_get_sum(to + mine * (CU_SUMS / 4), token8, o16);
+                if (INT8 && !GROUPS)
+                    y *= with.scale;
+                store<STORE>(a, o, token, y, with);
             }
+            buffer ^= 1;
         }
 }
 
-template <bool INT8, int STORE, int KIND, int KT, bool FUSED>
+template <bool INT8, bool GROUPS, int STORE, int KIND, int KT, bool FUSED>
 void launch(cudaStream_t stream, const args &a, bool dependent)
 {
     constexpr int L = KT * (INT8 ? 1 : 2), D = L >= 16 ? 1 : L >= 8 ? 2 : 3;
-    const size_t bytes = 2 * CU_SUMS + (FUSED ? 8 * cu_x_stride(a.w.in) * sizeof(bf16) : 0);
-    cu_launch(rows_kernel<INT8, STORE, KIND, KT, D, FUSED>, dim3(cu_blocks((a.w.out + 15) / 16)),
-              bytes, stream, dependent, a);
+    const size_t bytes =
+        2 * D * CU_SUMS + (FUSED ? DE_CU_FUSED_ROWS * cu_x_stride(a.w.in) * sizeof(bf16) : 0);
+    args b = a;
+    b.blocks = cu_blocks((a.w.out + 15) / 16);
+    cu_launch(rows_kernel<INT8, GROUPS, STORE, KIND, KT, D, FUSED>,
+              dim3(b.blocks + (a.ahead.n ? CU_AHEAD_BLOCKS : 0)), bytes, stream, dependent, b);
 }
 
-template <int STORE, int KIND, bool INT8, int KT>
+template <int STORE, int KIND, bool INT8, bool GROUPS, int KT>
 void choose_source(cudaStream_t stream, const args &a, bool dependent)
 {
     if (a.x.ready)
-        launch<INT8, STORE, DE_CU_X_PLAIN, KT, false>(stream, a, dependent);
+        launch<INT8, GROUPS, STORE, DE_CU_X_PLAIN, KT, false>(stream, a, dependent);
     else
-        launch<INT8, STORE, KIND, KT, true>(stream, a, dependent);
+        launch<INT8, GROUPS, STORE, KIND, KT, true>(stream, a, dependent);
 }
 
-template <int STORE, int KIND, bool INT8>
+template <int STORE, int KIND, bool INT8, bool GROUPS>
 void choose_width(cudaStream_t stream, const args &a, bool dependent)
 {
     if (a.w.in <= 2048)
-        choose_source<STORE, KIND, INT8, 4>(stream, a, dependent);
+        choose_source<STORE, KIND, INT8, GROUPS, 4>(stream, a, dependent);
     else
-        choose_source<STORE, KIND, INT8, 8>(stream, a, dependent);
+        choose_source<STORE, KIND, INT8, GROUPS, 8>(stream, a, dependent);
 }
 
 template <int STORE, int KIND>
 void choose_format(cudaStream_t stream, const args &a, bool dependent)
 {
-    if (a.w.scale)
-        choose_width<STORE, KIND, true>(stream, a, dependent);
+    if (a.w.scale && a.groups > 1)
+        choose_width<STORE, KIND, true, true>(stream, a, dependent);
+    else if (a.w.scale)
+        choose_width<STORE, KIND, true, false>(stream, a, dependent);
     else
-        choose_width<STORE, KIND, false>(stream, a, dependent);
+        choose_width<STORE, KIND, false, false>(stream, a, dependent);
 }
 
 args args_of(const de_cu_linear &w, const de_cu_x &x, uint32_t n, void *y, size_t ldy)
@@ -213,9 +235,10 @@ void de_cu_decode_prepare(cudaStream_t stream, const de_cu_x &x, uint32_t n, uin
 
 /* Which kinds of x meet which stores is fixed by the model: the combinations that occur are built, no others. */
 void de_cu_decode_linear(cudaStream_t stream, const de_cu_linear &w, const de_cu_x &x, uint32_t n,
-                         de_cu_store store, void *y, size_t ldy, bool dependent)
+                         de_cu_store store, void *y, size_t ldy, de_cu_ahead ahead, bool dependent)
 {
-    const args a = args_of(w, x, n, y, ldy);
+    args a = args_of(w, x, n, y, ldy);
+    a.ahead = ahead;
     if (store == DE_CU_BF16)
         choose_format<BF16, DE_CU_X_NORM>(stream, a, dependent);
     else if (store == DE_CU_F32)

@@ -38,6 +38,12 @@ struct de_cu_seq {
     uint32_t page0;       /* its page ids are pages[page0 ...], enough for start + n_rows tokens */
 };
 
+/* What a later kernel will read: fetched into L2 by blocks of their own while this kernel waits for latencies. n 0: nothing. */
+struct de_cu_ahead {
+    const uint8_t *p;
+    size_t n; /* bytes */
+};
+
 /* ---- linear */
 
 enum de_cu_store {
@@ -122,14 +128,13 @@ size_t de_cu_attn_decode_bytes(const de_cu_attn &a, uint32_t n_seqs);
 void de_cu_attn_decode(cudaStream_t stream, const de_cu_attn &a, const bf16 *p, size_t ldp,
                        const float *rope, const de_cu_seq *seqs, const uint32_t *pages,
                        uint32_t n_seqs, uint32_t ctx_max, bf16 *y, void *workspace, bool dependent);
-
 /* ---- decode: at most DE_CU_DECODE_ROWS rows, one a sequence; row i is sequence i
  *
  * Up to DE_CU_FUSED_ROWS rows each kernel prepares its x itself, in shared memory (de_cu_x); with more rows the caller has
  * de_cu_decode_prepare() do that once, into a workspace that is then given as `ready`. Both give the same bits. The sum of an
  * output is cut in 16 parts: part w takes the tiles of 32 columns w, w + 16, ...; parts are added in rising w. */
 
-enum { DE_CU_FUSED_ROWS = 8 };
+enum { DE_CU_FUSED_ROWS = 2 };
 
 enum de_cu_x_kind {
     DE_CU_X_PLAIN, /* x bf16 [n][ldx] as it is */
@@ -151,7 +156,7 @@ void de_cu_decode_prepare(cudaStream_t stream, const de_cu_x &x, uint32_t n, uin
 
 /* y of `store` kind [n][ldy] = x W' */
 void de_cu_decode_linear(cudaStream_t stream, const de_cu_linear &w, const de_cu_x &x, uint32_t n,
-                         de_cu_store store, void *y, size_t ldy, bool dependent);
+                         de_cu_store store, void *y, size_t ldy, de_cu_ahead ahead, bool dependent);
 /* The projections of a DeltaNet layer: rows below g.channels go through conv and SiLU to c float [n][channels], and their inputs,
  * rounded to BF16, into the conv tails of seqs' slots; the others (z, b, a) go to p bf16 [n][ldp] at their place. */
 void de_cu_decode_gdn_in(cudaStream_t stream, const de_cu_linear &w, const de_cu_x &x, uint32_t n,
@@ -161,7 +166,9 @@ void de_cu_decode_gdn_in(cudaStream_t stream, const de_cu_linear &w, const de_cu
 void de_cu_decode_gdn_step(cudaStream_t stream, const de_cu_gdn &g, const float *c, const bf16 *p,
                            size_t ldp, const de_cu_seq *seqs, uint32_t n, float *o, bool dependent);
 /* Experts of n rows: as de_cu_moe_tile, x being prepared with kind NORM. n_experts <= 1024, top_k <= 16, width and shared_width at
- * most 4096. h is what x.f is, too: all of it is read before any of it is written (two kernels). */
+ * most 4096. h is what x.f is, too: all of it is read before any of it is written (two kernels). With `dependent`, the kernel before
+ * this one must not write x, and must have let go only after it waited for the one that did: de_cu_decode_linear() with something
+ * ahead does so. */
 size_t de_cu_decode_moe_bytes(const de_cu_experts &e, uint32_t n);
 void de_cu_decode_moe(cudaStream_t stream, const de_cu_experts &e, const de_cu_x &x,
                       const float *router, size_t ldr, uint32_t n, float *h, void *workspace,

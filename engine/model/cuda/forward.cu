@@ -311,6 +311,8 @@ int allocate(de_cu_model *m, const de_memory_plan &p, size_t host, delta_error *
         e = cudaGetDevice(&device);
     if (e == cudaSuccess)
         e = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    if (e == cudaSuccess)
+        e = cudaStreamSynchronize(m->stream); /* copies of tables and weights do not wait for it */
     m->dependent = major >= 9;
     return e == cudaSuccess ? 0 : de_cu_failed(err, e, "memory of the model");
 }
@@ -406,6 +408,17 @@ cudaError_t capture_norm(de_cu_model *m, const capture *c)
     return e;
 }
 
+size_t bytes_of(const de_cu_linear &l)
+{
+    return (size_t)(l.out + 15) / 16 * 16 * l.in * (l.scale ? 1 : 2);
+}
+/* The shared expert: its matrices lie behind one another (load.cu). */
+de_cu_ahead shared_of(const de_cu_experts &e)
+{
+    const uint8_t *end = e.shared_down.w + bytes_of(e.shared_down);
+    return { e.shared_gate_up.w, (size_t)(end - e.shared_gate_up.w) };
+}
+
 /* Logits of the n rows at h [n][hidden]. */
 void head(de_cu_model *m, const float *h, uint32_t n, bool dependent)
 {
@@ -415,7 +428,7 @@ void head(de_cu_model *m, const float *h, uint32_t n, bool dependent)
         x.ready = m->x;
     }
     de_cu_decode_linear(m->stream, m->w.head, x, n, DE_CU_F32, m->logits, m->shape.vocab,
-                        dependent);
+                        { NULL, 0 }, dependent);
 }
 
 /* All layers for n rows of decode, and their logits. */
@@ -433,6 +446,7 @@ cudaError_t decode_rows(de_cu_model *m, uint32_t n, const capture *c, bool depen
         }
         return x;
     };
+    const de_cu_ahead nothing = { NULL, 0 };
     de_cu_embed(st, m->w.embed, d.tokens, n, s->hidden, m->h);
     de_cu_rope(st, &d.pos[0][0], m->inv_freq, m->axis, n, s->rotary_dims / 2, rope_factor(s),
                m->rope);
@@ -451,14 +465,15 @@ cudaError_t decode_rows(de_cu_model *m, uint32_t n, const capture *c, bool depen
                       l.out.in);
         } else {
             const de_cu_attn a = attn_of(m, l);
-            de_cu_decode_linear(st, l.in, x, n, DE_CU_BF16, m->p, m->ldp, dependent);
+            de_cu_decode_linear(st, l.in, x, n, DE_CU_BF16, m->p, m->ldp, nothing, dependent);
             de_cu_attn_decode(st, a, m->p, m->ldp, m->rope, d.seqs, d.pages, n, m->options.ctx_max,
                               m->y, m->op, dependent);
             x = ready({ DE_CU_X_PLAIN, NULL, m->y, l.out.in, NULL, 0, NULL }, l.out.in);
         }
-        de_cu_decode_linear(st, l.out, x, n, DE_CU_ADD, m->h, s->hidden, dependent);
+        de_cu_decode_linear(st, l.out, x, n, DE_CU_ADD, m->h, s->hidden, nothing, dependent);
         x = ready({ DE_CU_X_NORM, m->h, NULL, 0, l.post_norm, s->rms_eps, NULL }, s->hidden);
-        de_cu_decode_linear(st, l.router, x, n, DE_CU_F32, m->router, m->ldr, dependent);
+        de_cu_decode_linear(st, l.router, x, n, DE_CU_F32, m->router, m->ldr, shared_of(l.experts),
+                            dependent);
         de_cu_decode_moe(st, l.experts, x, m->router, m->ldr, n, m->h, m->op, dependent);
         if (c && c->to->layers)
             e = capture_rows(m, c, c->to->layers[i]);

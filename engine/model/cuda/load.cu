@@ -425,6 +425,8 @@ int read_all(de_cu_model *m, const de_weights *w, const std::vector<job> &jobs, 
     cudaError_t e = cudaMalloc(&s.bad, jobs.size() * sizeof *s.bad);
     if (e == cudaSuccess)
         e = cudaMemset(s.bad, 0, jobs.size() * sizeof *s.bad);
+    if (e == cudaSuccess)
+        e = cudaDeviceSynchronize();
     if (e != cudaSuccess)
         return de_cu_failed(err, e, "table of jobs");
     std::vector<std::thread> threads;
@@ -496,7 +498,9 @@ int de_cu_load(de_cu_model *m, const de_weights *w, const de_binding *b, delta_e
     everything(k, m->w);
     if (k.code < 0)
         return k.code;
-    const cudaError_t e = cudaMemset(m->weights, 0, k.used); /* rows of padding */
+    cudaError_t e = cudaMemset(m->weights, 0, k.used); /* rows of padding */
+    if (e == cudaSuccess)
+        e = cudaDeviceSynchronize(); /* the readers' streams do not wait for it */
     if (e != cudaSuccess)
         return de_cu_failed(err, e, "clearing weights");
     return w ? read_all(m, w, jobs, err) : make_up(k, m->w, jobs, err);
