@@ -1,7 +1,8 @@
-/* test_cuda_decode.cu -- the decode kernels and the packing of weights against sums in double on the host, on fresh random inputs.
+/* test_cuda_decode.cu -- matrices and experts (decode and tiles), the step of the delta rule and the packing of weights against
+ * sums in double on the host, on fresh random inputs.
  *
  *   nvcc -O3 -std=c++17 -gencode arch=compute_90a,code=sm_90a -I engine tests/ops/test_cuda_decode.cu \
- *        engine/kernels/cuda/{decode_linear,decode_gdn,decode_moe,pack,rows}.cu -o test_cuda_decode
+ *        engine/kernels/cuda/{decode_linear,decode_gdn,decode_moe,linear_tile,moe_tile,pack,rows}.cu -o test_cuda_decode
  *   ./test_cuda_decode [--small] [SEED]        --small: few small shapes, for compute-sanitizer
  *   ./test_cuda_decode --bench [ROWS]          times at the shapes of 35B, 40 in a row over different weights, in a graph with
  *                                              dependent launch
@@ -239,6 +240,46 @@ static void test_linear(uint32_t out, uint32_t in, bool int8, uint32_t group, ui
            0);
 }
 
+static void test_tile(uint32_t out, uint32_t in, bool int8, uint32_t group, uint32_t n)
+{
+    const matrix m(out, in, int8, group);
+    buffer<bf16> x((size_t)n * in), rounded_y((size_t)n * out);
+    buffer<float> y((size_t)n * out), alone(out), sum((size_t)n * out);
+    for (bf16 &v : x.v)
+        v = __float2bfloat16(normal());
+    noise(sum.v, 1);
+    const std::vector<float> before = sum.v;
+    x.up(), sum.up();
+    const uint32_t pick = n / 2, step = n > 8 ? n / 7 : 1;
+    de_cu_linear_tile(NULL, m.l, x.d, in, n, DE_CU_F32, y.d, out);
+    de_cu_linear_tile(NULL, m.l, x.d + (size_t)pick * in, in, 1, DE_CU_F32, alone.d, out);
+    de_cu_linear_tile(NULL, m.l, x.d, in, n, DE_CU_ADD, sum.d, out);
+    de_cu_linear_tile(NULL, m.l, x.d, in, n, DE_CU_BF16, rounded_y.d, out);
+    OK(cudaGetLastError());
+    y.down(), alone.down(), sum.down(), rounded_y.down();
+    error plain, adds, rounds;
+    std::vector<double> v(in);
+    for (uint32_t r = 0; r < n; r += step) {
+        for (uint32_t i = 0; i < in; i++)
+            v[i] = __bfloat162float(x.v[(size_t)r * in + i]);
+        for (uint32_t o = 0; o<out; o += out> 600 ? 37 : 1) {
+            const double want = m.dot(o, v.data());
+            const size_t at = (size_t)r * out + o;
+            plain.add(y.v[at], want);
+            adds.add(sum.v[at], before[at] + want);
+            rounds.add(__bfloat162float(rounded_y.v[at]), y.v[at]);
+        }
+    }
+    char what[128];
+    snprintf(what, sizeof what, "tiles %u x %u %s/%u, %u rows", out, in, int8 ? "int8" : "bf16",
+             group, n);
+    report(what, plain.relative(), 2e-5); /* one chain of up to 128 steps */
+    report("  add", adds.relative(), 2e-5);
+    report("  rounded", rounds.relative(), 3.2e-2);
+    report("  bits of a row alone", memcmp(&y.v[(size_t)pick * out], alone.v.data(), out * 4) != 0,
+           0);
+}
+
 static void test_gdn(uint32_t K, uint32_t V, uint32_t hidden, uint32_t n)
 {
     const uint32_t ch = (2 * K + V) * 128, out = ch + V * 128 + 2 * V, D = 128;
@@ -375,7 +416,8 @@ static void test_moe(uint32_t E, uint32_t k, uint32_t hidden, uint32_t width, ui
     const size_t ldr = (E + 1 + 3) / 4 * 4;
     buffer<float> h((size_t)n * hidden), norm(hidden), router(n * ldr), one(hidden);
     buffer<bf16> ready((size_t)n * hidden);
-    buffer<uint8_t> work(de_cu_decode_moe_bytes(e, n));
+    const bool by_decode = n <= DE_CU_DECODE_ROWS;
+    buffer<uint8_t> work(by_decode ? de_cu_decode_moe_bytes(e, n) : 1);
     noise(h.v, 1), noise(norm.v, 0.2f), noise(router.v, 1.5f);
     if (ties)
         for (float &v : router.v)
@@ -384,17 +426,34 @@ static void test_moe(uint32_t E, uint32_t k, uint32_t hidden, uint32_t width, ui
     const std::vector<float> before = h.v;
     const uint32_t pick = n / 3;
     OK(cudaMemcpy(one.d, h.d + (size_t)pick * hidden, hidden * 4, cudaMemcpyDeviceToDevice));
-    de_cu_x x = { DE_CU_X_NORM, h.d, NULL, 0, norm.d, 1e-6f, NULL }, alone = x;
-    if (n > DE_CU_FUSED_ROWS) {
-        de_cu_decode_prepare(NULL, x, n, hidden, ready.d, true);
-        x.ready = ready.d;
+    if (by_decode) {
+        de_cu_x x = { DE_CU_X_NORM, h.d, NULL, 0, norm.d, 1e-6f, NULL }, alone = x;
+        if (n > DE_CU_FUSED_ROWS) {
+            de_cu_decode_prepare(NULL, x, n, hidden, ready.d, true);
+            x.ready = ready.d;
+        }
+        de_cu_decode_moe(NULL, e, x, router.d, ldr, n, h.d, work.d, true);
+        OK(cudaGetLastError());
+        h.down();
+        alone.f = one.d;
+        de_cu_decode_moe(NULL, e, alone, router.d + pick * ldr, ldr, 1, one.d, work.d, true);
+        one.down();
     }
-    de_cu_decode_moe(NULL, e, x, router.d, ldr, n, h.d, work.d, true);
+    /* the same by tiles */
+    buffer<float> tiled((size_t)n * hidden), tiled_alone(hidden);
+    buffer<bf16> rows((size_t)n * hidden);
+    buffer<uint8_t> tile_work(de_cu_moe_tile_bytes(e, n));
+    tiled.v = before;
+    tiled.up();
+    memcpy(tiled_alone.v.data(), &before[(size_t)pick * hidden], hidden * 4);
+    tiled_alone.up();
+    de_cu_norm(NULL, tiled.d, norm.d, n, hidden, 1e-6f, rows.d);
+    de_cu_moe_tile(NULL, e, rows.d, router.d, ldr, n, tiled.d, tile_work.d);
+    de_cu_moe_tile(NULL, e, rows.d + (size_t)pick * hidden, router.d + pick * ldr, ldr, 1,
+                   tiled_alone.d, tile_work.d);
     OK(cudaGetLastError());
-    h.down();
-    alone.f = one.d;
-    de_cu_decode_moe(NULL, e, alone, router.d + pick * ldr, ldr, 1, one.d, work.d, true);
-    one.down();
+    tiled.down(), tiled_alone.down();
+    error tile_err;
     error err;
     for (uint32_t r = 0; r<n; r += n> 8 ? 11 : 1) {
         std::vector<double> v(hidden), act(width > shared ? width : shared);
@@ -428,16 +487,24 @@ static void test_moe(uint32_t E, uint32_t k, uint32_t hidden, uint32_t width, ui
             for (uint32_t o = 0; o<hidden; o += hidden> 600 ? 61 : 1)
                 want[o] += p * b.dot(id * hidden + o, act.data());
         }
-        for (uint32_t o = 0; o<hidden; o += hidden> 600 ? 61 : 1)
-            err.add(h.v[(size_t)r * hidden + o] - before[(size_t)r * hidden + o], want[o]);
+        for (uint32_t o = 0; o<hidden; o += hidden> 600 ? 61 : 1) {
+            const size_t at = (size_t)r * hidden + o;
+            if (by_decode)
+                err.add(h.v[at] - before[at], want[o]);
+            tile_err.add(tiled.v[at] - before[at], want[o]);
+        }
     }
     char what[128];
     snprintf(what, sizeof what, "experts %u of %u, %u x %u + %u, %s %s group %u, %u rows%s", k, E,
              hidden, width, shared, int8 ? "int8" : "bf16", shared_int8 ? "int8" : "bf16", group, n,
              ties ? ", ties" : "");
-    report(what, err.relative(), 1e-2); /* act is rounded to bf16 */
+    /* act is rounded to bf16 */
+    report(what, by_decode ? err.relative() : tile_err.relative(), 1e-2);
+    report("  by tiles", tile_err.relative(), 1e-2);
     report("  bits of a row alone",
-           memcmp(&h.v[(size_t)pick * hidden], one.v.data(), hidden * 4) != 0, 0);
+           (by_decode && memcmp(&h.v[(size_t)pick * hidden], one.v.data(), hidden * 4)) ||
+               memcmp(&tiled.v[(size_t)pick * hidden], tiled_alone.v.data(), hidden * 4),
+           0);
 }
 
 /* ---- times */
@@ -598,6 +665,8 @@ int main(int argc, char **argv)
     test_linear(17, 64, false, 64, 1);
     test_linear(1, 32, true, 32, 3);
     test_linear(257, 96, true, 32, 9);
+    test_tile(17, 64, false, 64, 3);
+    test_tile(300, 96, true, 32, 40);
     test_gdn(1, 2, 64, 2);
     test_moe(24, 6, 64, 64, 96, true, false, 0, 2, false);
     test_moe(64, 8, 64, 32, 32, true, false, 32, 17, true);
@@ -613,6 +682,13 @@ int main(int argc, char **argv)
             test_moe(16, 4, 256, 64, 64, true, false, 0, n, false);
             test_moe(8, 2, 128, 128, 128, true, true, 0, n, true);
         }
+        for (uint32_t n : { 1u, 7u, 63u, 64u, 65u, 128u, 500u, 2048u }) {
+            test_tile(2048, 512, false, 512, n);
+            test_tile(12352, 256, false, 256, n);
+            test_tile(257, 2048, true, 2048, n);
+            test_tile(512, 1024, true, 128, n);
+        }
+        test_moe(16, 4, 256, 64, 64, true, false, 0, 900, false);
         test_linear(2048, 4096, false, 4096, 5);
         test_gdn(1, 4, 64, 3);
         for (uint32_t n : { 1u, 7u, 64u })
