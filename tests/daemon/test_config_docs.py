@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import textwrap
 import unittest
 
 BUILD = os.environ.get("DELTA_BUILD", "build")
@@ -60,6 +61,7 @@ def page():
         if section != last:
             text += (".El\n" if last else "") + f".Ss Section {section}\n.Bl -tag -width Ds\n"
             last = section
+        meaning = textwrap.fill(meaning, 79, break_on_hyphens=False)
         text += f".It Ic {key}\n{meaning}\n{allowed[0].upper()}{allowed[1:]}; default: {default}.\n"
         text += "SIGHUP re-reads it.\n" if reloads else ""
     return text + ".El\n"
