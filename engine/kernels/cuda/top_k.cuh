@@ -16,7 +16,7 @@ __device__ __forceinline__ void cu_top_k(const float *logits, uint32_t E, uint32
         const uint32_t e = i * 32 + lane;
         const uint32_t b = e < E ? __float_as_uint(logits[e]) : 0;
         key[i] = e >= E    ? 0
-                 : b >> 31 ? ~b
+                 : b >> 31 ? max(~b, 1u)
                            : b | 0x80000000u; /* orders as the floats do; 0 is none */
     }
     float mine = 0, sum = 0, first = 0;
