@@ -89,10 +89,13 @@ TEST(linear_matches_double_and_has_the_same_bits_everywhere)
             for (uint32_t r = 0; r < rows; r++)
                 for (uint32_t o = 0; o < out; o++) {
                     double sum = 0;
-                    for (uint32_t k = 0; k < in; k++)
-                        sum += dense[(size_t)o * in + k] * x[(size_t)r * in + k];
+                    for (uint32_t k = 0; k < in; k++) {
+                        const double v = dense[(size_t)o * in + k] * x[(size_t)r * in + k];
+                        sum += v;
+                        n +=
+                            v * v; /* not the sum: its terms may cancel, and their rounding stays */
+                    }
                     d += (y[r * out + o] - sum) * (y[r * out + o] - sum);
-                    n += sum * sum;
                 }
             CHECK(sqrt(d / n) < 1e-6);
             for (int i = 1; all[i]; i++) { /* other instruction sets */
