@@ -179,11 +179,12 @@ static void fill_batch(delta_engine *e, uint32_t n_seqs, uint64_t now, de_batch 
 {
     uint32_t row = 0, out = 0;
     for (uint32_t i = 0; i < n_seqs; i++) {
-        const uint32_t rows = e->items[e->order[i]].ret_rows;
+        const de_plan_item *item = &e->items[e->order[i]];
+        const uint32_t rows = item->ret_rows;
         delta_session *s = e->of_item[e->order[i]];
         const bool ends = s->computed + rows == s->n;
         /* A row is decode's if it stands alone between two cuts, not because little fitted in. */
-        const bool decode = s->computed == s->piece_from && segment(s) == 1;
+        const bool decode = s->computed == s->piece_from && item->segment == 1;
         e->seqs[i] = (de_batch_seq){ .row = row,
                                      .n_rows = rows,
                                      .start = s->computed,
@@ -196,7 +197,7 @@ static void fill_batch(delta_engine *e, uint32_t n_seqs, uint64_t now, de_batch 
         for (uint32_t k = 0; k < rows; k++)
             for (int axis = 0; axis < 3; axis++)
                 e->row_pos[row + k][axis] = s->computed + k;
-        if (rows == segment(s))
+        if (rows == item->segment)
             s->piece_from = s->computed + rows;
         row += rows;
         out += ends ? 1 : 0;

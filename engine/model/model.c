@@ -101,6 +101,8 @@ static int check_batch(const de_model *m, const de_batch *b, delta_error *err)
             q->n_out > q->n_rows || (uint64_t)q->first_out + q->n_out > b->n_out ||
             (uint64_t)q->start + q->n_rows > o->ctx_max)
             return delta_fail(err, DELTA_EINVALID, "sequence %u of the batch is out of range", i);
+        if (q->decode && q->n_rows != 1)
+            return delta_fail(err, DELTA_EINVALID, "sequence %u: %u rows in decode", i, q->n_rows);
         for (uint32_t p = 0; p < de_ceil_div((uint64_t)q->start + q->n_rows, DE_PAGE); p++)
             if (q->pages[p] >= o->n_pages)
                 return delta_fail(err, DELTA_EINVALID, "sequence %u: page %u", i, q->pages[p]);
