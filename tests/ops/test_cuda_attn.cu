@@ -147,7 +147,7 @@ static void want(const setting &s, const sequence &q, const float *q_norm, uint3
 static void run(const setting &s, de_cu_attn a, const std::vector<sequence> &all,
                 const std::vector<uint32_t> &which, int stage, std::vector<std::vector<bf16>> &y)
 {
-    uint32_t rows = 0, max_rows = 0, max_end = 0, n_pages = 0;
+    uint32_t rows = 0, max_rows = 0, n_pages = 0;
     for (uint32_t i : which) {
         rows += stage == 0 ? all[i].first : stage == 1 ? all[i].second : 1;
         n_pages += (uint32_t)all[i].pages.size();
@@ -175,7 +175,6 @@ static void run(const setting &s, de_cu_attn a, const std::vector<sequence> &all
             memcpy(&rope.v[(size_t)row * ROTARY], &q.rope[(size_t)start * ROTARY],
                    (size_t)n * ROTARY * 4);
             max_rows = n > max_rows ? n : max_rows;
-            max_end = start + n > max_end ? start + n : max_end;
         }
         row += n;
         page += (uint32_t)q.pages.size();
@@ -188,7 +187,7 @@ static void run(const setting &s, de_cu_attn a, const std::vector<sequence> &all
     p.up(), rope.up(), pages.up(), s_d.up();
     if (stage < 2)
         de_cu_attn_prefill(NULL, a, p.d, s.width(), rope.d, s_d.d, pages.d, n_seqs, rows, max_rows,
-                           max_end, out.d, work.d);
+                           out.d, work.d);
     else
         de_cu_attn_decode(NULL, a, p.d, s.width(), rope.d, s_d.d, pages.d, n_seqs, 40000, out.d,
                           work.d, true);

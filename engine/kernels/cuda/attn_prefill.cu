@@ -231,10 +231,8 @@ size_t de_cu_attn_prefill_bytes(const de_cu_attn &a, uint32_t rows)
 
 void de_cu_attn_prefill(cudaStream_t stream, const de_cu_attn &a, const bf16 *p, size_t ldp,
                         const float *rope, const de_cu_seq *seqs, const uint32_t *pages,
-                        uint32_t n_seqs, uint32_t rows, uint32_t max_rows, uint32_t max_end,
-                        bf16 *y, void *workspace)
+                        uint32_t n_seqs, uint32_t rows, uint32_t max_rows, bf16 *y, void *workspace)
 {
-    (void)max_end;
     if (a.kv_type == DE_CU_KV_FP8)
         launch<true>(stream, a, p, ldp, rope, seqs, pages, n_seqs, rows, max_rows, y,
                      (uint16_t *)workspace);

@@ -23,6 +23,18 @@
 
 typedef __nv_bfloat16 bf16;
 
+/* Deals out device memory from base on, in pieces that begin at multiples of 256; base NULL: to learn how much is `used`. */
+struct de_cu_room {
+    uint8_t *base;
+    size_t used;
+    template <class T> T *take(size_t n)
+    {
+        T *p = (T *)(base + used);
+        used += (n * sizeof(T) + 255) / 256 * 256;
+        return p;
+    }
+};
+
 /* Programmatic dependent launch (sm_90): a kernel loads weights, which nobody writes, before cu_wait(), and what kernels before it
  * wrote behind it. Without the launch attribute both do nothing. */
 __device__ __forceinline__ void cu_wait()
@@ -57,6 +69,13 @@ __device__ __forceinline__ void cu_mma(float d[4], const uint32_t a[4], uint32_t
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+/* Two neighbouring tiles of b: b[0], b[1] and b[2], b[3]. */
+__device__ __forceinline__ void cu_mma2(float d[2][4], const uint32_t a[4], const uint32_t b[4])
+{
+    cu_mma(d[0], a, b[0], b[1]);
+    cu_mma(d[1], a, b[2], b[3]);
+}
+
 /* Four INT8 of a word in the order 0, 2, 1, 3 -> BF16 pairs (0, 1) and (2, 3). A byte q has the bits s and m (seven): 128 + m is
  * 0x4300 | m in BF16, and 128 or 256 is 0x4300 | s << 7; their difference is q, exactly. */
 __device__ __forceinline__ void cu_widen(uint32_t w, uint32_t &lo, uint32_t &hi)
@@ -79,6 +98,23 @@ __device__ __forceinline__ void cu_widen_tile(const uint4 &v, uint32_t a[2][4])
     cu_widen(v.w, a[1][1], a[1][3]);
 }
 
+/* The same of a BF16 tile: its two loads. */
+__device__ __forceinline__ void cu_bf16_tile(const uint4 &g, const uint4 &h, uint32_t a[2][4])
+{
+    a[0][0] = g.x, a[0][2] = g.y, a[1][0] = g.z, a[1][2] = g.w;
+    a[0][1] = h.x, a[0][3] = h.y, a[1][1] = h.z, a[1][3] = h.w;
+}
+
+/* Of the lanes up to this one. */
+template <class T> __device__ __forceinline__ T cu_rising_sum(T v)
+{
+#pragma unroll
+    for (int d = 1; d < 32; d <<= 1) {
+        const T u = __shfl_up_sync(~0u, v, d);
+        v += (int)(threadIdx.x % 32) >= d ? u : 0;
+    }
+    return v;
+}
 __device__ __forceinline__ float cu_sum(float v) /* over a warp, the same in all lanes */
 {
 #pragma unroll
@@ -107,6 +143,11 @@ __device__ __forceinline__ float cu_silu(float x)
 __device__ __forceinline__ float cu_sigmoid(float x)
 {
     return 1.0f / (1.0f + __expf(-x));
+}
+
+__device__ __forceinline__ float cu_softplus(float x)
+{
+    return x > 20.0f ? x : log1pf(expf(x));
 }
 
 /* Copies of 16 bytes into shared memory; where `valid` is false zeros are written. */

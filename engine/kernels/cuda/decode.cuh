@@ -108,9 +108,7 @@ __device__ __forceinline__ void cu_row_sums(const uint4 (*v)[L], const bf16 *p, 
         if (INT8) {
             cu_widen_tile(v[k][0], a);
         } else {
-            const uint4 g = v[k][0], h = v[k][L - 1];
-            a[0][0] = g.x, a[0][2] = g.y, a[1][0] = g.z, a[1][2] = g.w;
-            a[0][1] = h.x, a[0][3] = h.y, a[1][1] = h.z, a[1][3] = h.w;
+            cu_bf16_tile(v[k][0], v[k][L - 1], a);
         }
         cu_mma(acc, a[0], b.x, b.y);
         cu_mma(acc, a[1], b.z, b.w);

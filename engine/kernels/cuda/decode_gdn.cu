@@ -11,11 +11,6 @@ namespace
 
 enum { D = DE_CU_GDN, COLUMNS = 32, THREADS = 128, ROWS = D / 16 };
 
-__device__ __forceinline__ float softplus(float x)
-{
-    return x > 20.0f ? x : log1pf(expf(x));
-}
-
 __global__ void __launch_bounds__(THREADS)
     step_kernel(const de_cu_gdn a, const float *c, const bf16 *p, size_t ldp, const de_cu_seq *seqs,
                 float *o)
@@ -39,7 +34,7 @@ __global__ void __launch_bounds__(THREADS)
     const float4 v = *(const float4 *)(c + (2 * a.k_heads + head) * D + column + c4);
     const float beta = 1.0f / (1.0f + expf(-__bfloat162float(p[head])));
     const float g =
-        a.neg_exp_A[head] * softplus(__bfloat162float(p[a.v_heads + head]) + a.dt_bias[head]);
+        a.neg_exp_A[head] * cu_softplus(__bfloat162float(p[a.v_heads + head]) + a.dt_bias[head]);
     const float decay = expf(g);
     const float qq = cu_sum(qv * qv), kk = cu_sum(kv * kv), qk = cu_sum(qv * kv);
     q[threadIdx.x] = qv;

@@ -129,12 +129,7 @@ __device__ __forceinline__ void make_items(const args &a, routing &r, item *item
         uint32_t sum = 0;
         for (uint32_t e0 = 0; e0 < E; e0 += 32) {
             const uint32_t mine = e0 + lane < E ? (r.count[e0 + lane] + 7u) / 8 : 0;
-            uint32_t to = mine;
-#pragma unroll
-            for (int d = 1; d < 32; d <<= 1) {
-                const uint32_t v = __shfl_up_sync(~0u, to, d);
-                to += lane >= d ? v : 0;
-            }
+            const uint32_t to = cu_rising_sum(mine);
             if (e0 + lane < E)
                 r.first[e0 + lane] = (uint16_t)(sum + to - mine);
             sum += __shfl_sync(~0u, to, 31);
@@ -472,19 +467,14 @@ __global__ void __launch_bounds__(CU_THREADS, 1) down_kernel(const args a)
 tables tables_at(const de_cu_experts &e, uint32_t n, void *workspace, size_t *ret_bytes)
 {
     const uint32_t n_items = items_max(n, e.top_k);
-    char *at = (char *)workspace;
+    de_cu_room room = { (uint8_t *)workspace, 0 };
     tables t;
-    auto take = [&](size_t bytes) {
-        char *p = at;
-        at += (bytes + 255) / 256 * 256;
-        return p;
-    };
     t.act_width = e.width > e.shared_width ? e.width : e.shared_width;
-    t.n_items = (uint32_t *)take(sizeof *t.n_items);
-    t.weight = (float *)take((size_t)n * (e.top_k + 1) * sizeof *t.weight);
-    t.items = (item *)take((size_t)n_items * sizeof *t.items);
-    t.act = (bf16 *)take((size_t)n * (e.top_k + 1) * t.act_width * sizeof *t.act);
-    *ret_bytes = (size_t)(at - (char *)workspace);
+    t.n_items = room.take<uint32_t>(1);
+    t.weight = room.take<float>((size_t)n * (e.top_k + 1));
+    t.items = room.take<item>((size_t)n_items);
+    t.act = room.take<bf16>((size_t)n * (e.top_k + 1) * t.act_width);
+    *ret_bytes = room.used;
     return t;
 }
 

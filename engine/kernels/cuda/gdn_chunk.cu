@@ -16,11 +16,6 @@ namespace
 
 enum { D = DE_CU_GDN, C = 64, SLOTS = 64 /* chunks kept at once, shared by the sequences */ };
 
-__device__ __forceinline__ float softplus(float x)
-{
-    return x > 20.0f ? x : log1pf(expf(x));
-}
-
 /* Chunk c of a sequence: its rows [first, first + n) of the sequence. */
 struct span {
     uint32_t first, n;
@@ -50,19 +45,14 @@ struct work {
 
 work work_at(const de_cu_gdn &g, uint32_t rows, uint32_t n_seqs, void *workspace, size_t *ret_bytes)
 {
-    char *at = (char *)workspace;
+    de_cu_room room = { (uint8_t *)workspace, 0 };
     work w;
-    auto take = [&](size_t bytes) {
-        char *p = at;
-        at += (bytes + 255) / 256 * 256;
-        return p;
-    };
-    w.qk = (bf16 *)take((size_t)rows * 2 * g.k_heads * D * sizeof(bf16));
-    w.v = (bf16 *)take((size_t)rows * g.v_heads * D * sizeof(bf16));
-    w.g = (float *)take((size_t)rows * g.v_heads * sizeof(float));
-    w.beta = (float *)take((size_t)rows * g.v_heads * sizeof(float));
-    w.k = (kept *)take((size_t)(n_seqs > SLOTS ? n_seqs : SLOTS) * g.v_heads * sizeof(kept));
-    *ret_bytes = (size_t)(at - (char *)workspace);
+    w.qk = room.take<bf16>((size_t)rows * 2 * g.k_heads * D);
+    w.v = room.take<bf16>((size_t)rows * g.v_heads * D);
+    w.g = room.take<float>((size_t)rows * g.v_heads);
+    w.beta = room.take<float>((size_t)rows * g.v_heads);
+    w.k = room.take<kept>((size_t)(n_seqs > SLOTS ? n_seqs : SLOTS) * g.v_heads);
+    *ret_bytes = room.used;
     return w;
 }
 
@@ -118,7 +108,7 @@ __global__ void __launch_bounds__(256) conv_kernel(const de_cu_gdn a, const bf16
     for (uint32_t h = threadIdx.x; h < V; h += 256) {
         w.beta[(size_t)row * V + h] = 1.0f / (1.0f + expf(-__bfloat162float(b[h])));
         w.g[(size_t)row * V + h] =
-            a.neg_exp_A[h] * softplus(__bfloat162float(b[V + h]) + a.dt_bias[h]);
+            a.neg_exp_A[h] * cu_softplus(__bfloat162float(b[V + h]) + a.dt_bias[h]);
     }
 }
 
@@ -230,13 +220,7 @@ __global__ void __launch_bounds__(128)
             m.beta[row] = row < r.n ? w.beta[(size_t)(row0 + row) * V + head] : 0;
         }
         x[1] += x[0];
-        float before = x[1];
-#pragma unroll
-        for (int d = 1; d < 32; d <<= 1) {
-            const float v = __shfl_up_sync(~0u, before, d);
-            before += (int)lane >= d ? v : 0;
-        }
-        before -= x[1];
+        const float before = cu_rising_sum(x[1]) - x[1];
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             m.sum[lane * 2 + i] = before + x[i];
@@ -257,10 +241,8 @@ __global__ void __launch_bounds__(128)
         for (int j = 0; j < C / 8; j += 2) {
             uint32_t b[4];
             load_b_rows(b, m.k, D * 2, d, j * 8);
-            cu_mma(kk[j], fk, b[0], b[1]);
-            cu_mma(kk[j + 1], fk, b[2], b[3]);
-            cu_mma(qk[j], fq, b[0], b[1]);
-            cu_mma(qk[j + 1], fq, b[2], b[3]);
+            cu_mma2(&kk[j], fk, b);
+            cu_mma2(&qk[j], fq, b);
         }
     }
 #pragma unroll
@@ -324,10 +306,8 @@ __global__ void __launch_bounds__(128)
             for (int n = 0; n < D / 8; n += 2) {
                 uint32_t b[4];
                 load_b(b, right, D * 2, k, n * 8);
-                cu_mma(acc[n], high, b[0], b[1]);
-                cu_mma(acc[n + 1], high, b[2], b[3]);
-                cu_mma(acc[n], low, b[0], b[1]);
-                cu_mma(acc[n + 1], low, b[2], b[3]);
+                cu_mma2(&acc[n], high, b);
+                cu_mma2(&acc[n], low, b);
             }
         }
 #pragma unroll
@@ -438,10 +418,8 @@ __global__ void __launch_bounds__(128, 1) walk_kernel(const de_cu_gdn a, const d
                 for (int n = 0; n < N; n += 2) {
                     uint32_t b[4];
                     load_b(b, m.s[part], COLUMNS * 2, k, n * 8);
-                    cu_mma(ws[n], fw, b[0], b[1]);
-                    cu_mma(ws[n + 1], fw, b[2], b[3]);
-                    cu_mma(o[n], fq, b[0], b[1]);
-                    cu_mma(o[n + 1], fq, b[2], b[3]);
+                    cu_mma2(&ws[n], fw, b);
+                    cu_mma2(&o[n], fq, b);
                 }
         }
         const float end = in.sum[C - 1], fade_all = expf(end);
@@ -475,8 +453,7 @@ __global__ void __launch_bounds__(128, 1) walk_kernel(const de_cu_gdn a, const d
                 for (int n = 0; n < N; n += 2) {
                     uint32_t b[4];
                     load_b(b, m.v[0][part], COLUMNS * 2, k, n * 8);
-                    cu_mma(o[n], fp, b[0], b[1]);
-                    cu_mma(o[n + 1], fp, b[2], b[3]);
+                    cu_mma2(&o[n], fp, b);
                 }
         }
         const span r = chunk_of(sq, c0 + i);
@@ -504,8 +481,7 @@ __global__ void __launch_bounds__(128, 1) walk_kernel(const de_cu_gdn a, const d
                     for (int n = 0; n < N; n += 2) {
                         uint32_t b[4];
                         load_b(b, m.v[1][part], COLUMNS * 2, k, n * 8);
-                        cu_mma(s[j][n], fk, b[0], b[1]);
-                        cu_mma(s[j][n + 1], fk, b[2], b[3]);
+                        cu_mma2(&s[j][n], fk, b);
                     }
             }
         }

@@ -31,30 +31,17 @@ __global__ void __launch_bounds__(T_THREADS, 1)
     }
 }
 
-template <class S, bool INT8, bool GROUPS>
-void launch(cudaStream_t stream, const de_cu_linear &w, const bf16 *x, size_t ldx, uint32_t rows,
-            de_cu_store store, void *y, size_t ldy)
-{
-    const dim3 grid((w.out + S::BM - 1) / S::BM, (rows + S::BN - 1) / S::BN);
-    cu_launch_threads(linear_kernel<S, INT8, GROUPS>, grid, T_THREADS,
-                      S::template shared_bytes<INT8>(), stream, false, w, x, ldx, rows, store, y,
-                      ldy);
-}
-
 } // namespace
 
 void de_cu_linear_tile(cudaStream_t stream, const de_cu_linear &w, const bf16 *x, size_t ldx,
                        uint32_t rows, de_cu_store store, void *y, size_t ldy)
 {
-    const bool large = rows > 96 && w.out >= 256;
-    if (w.scale && w.group < w.in)
-        launch<tile_small, true, true>(stream, w, x, ldx, rows, store, y, ldy);
-    else if (w.scale && large)
-        launch<tile_large, true, false>(stream, w, x, ldx, rows, store, y, ldy);
-    else if (w.scale)
-        launch<tile_small, true, false>(stream, w, x, ldx, rows, store, y, ldy);
-    else if (large)
-        launch<tile_large, false, false>(stream, w, x, ldx, rows, store, y, ldy);
-    else
-        launch<tile_small, false, false>(stream, w, x, ldx, rows, store, y, ldy);
+    choose_tile(w, rows > 96 && w.out >= 256, [&](auto shape, auto int8, auto groups) {
+        typedef decltype(shape) S;
+        constexpr bool INT8 = decltype(int8)::value, GROUPS = decltype(groups)::value;
+        const dim3 grid((w.out + S::BM - 1) / S::BM, (rows + S::BN - 1) / S::BN);
+        cu_launch_threads(linear_kernel<S, INT8, GROUPS>, grid, T_THREADS,
+                          S::template shared_bytes<INT8>(), stream, false, w, x, ldx, rows, store,
+                          y, ldy);
+    });
 }

@@ -35,25 +35,20 @@ uint32_t entries_max(const de_cu_experts &e, uint32_t rows, uint32_t bn)
 
 tables tables_at(const de_cu_experts &e, uint32_t rows, void *workspace, size_t *ret_bytes)
 {
-    char *at = (char *)workspace;
+    de_cu_room room = { (uint8_t *)workspace, 0 };
     tables t;
-    auto take = [&](size_t bytes) {
-        char *p = at;
-        at += (bytes + 255) / 256 * 256;
-        return p;
-    };
     const size_t pairs = (size_t)rows * e.top_k;
     t.act_width = e.width > e.shared_width ? e.width : e.shared_width;
     t.max_entries = entries_max(e, rows, tile_small::BN);
-    t.id = (uint32_t *)take(pairs * sizeof *t.id);
-    t.weight = (float *)take((pairs + rows) * sizeof *t.weight);
-    t.count = (uint32_t *)take(e.n_experts * sizeof *t.count);
-    t.list = (uint32_t *)take((size_t)e.n_experts * rows * sizeof *t.list);
-    t.n_entries = (uint32_t *)take(sizeof *t.n_entries);
-    t.entries = (entry *)take(t.max_entries * sizeof *t.entries);
-    t.act = (bf16 *)take((pairs + rows) * t.act_width * sizeof *t.act);
-    t.out = (float *)take((pairs + rows) * e.hidden * sizeof *t.out);
-    *ret_bytes = (size_t)(at - (char *)workspace);
+    t.id = room.take<uint32_t>(pairs);
+    t.weight = room.take<float>((pairs + rows));
+    t.count = room.take<uint32_t>(e.n_experts);
+    t.list = room.take<uint32_t>((size_t)e.n_experts * rows);
+    t.n_entries = room.take<uint32_t>(1);
+    t.entries = room.take<entry>(t.max_entries);
+    t.act = room.take<bf16>((pairs + rows) * t.act_width);
+    t.out = room.take<float>((pairs + rows) * e.hidden);
+    *ret_bytes = room.used;
     return t;
 }
 
@@ -93,12 +88,7 @@ __global__ void __launch_bounds__(256) list_kernel(uint32_t pairs, uint32_t rows
 #pragma unroll
         for (int j = 0; j < 4; j++)
             mine |= i + j < pairs && t.id[i + j] == blockIdx.x ? 1u << j : 0;
-        uint32_t before = __popc(mine);
-#pragma unroll
-        for (int d = 1; d < 32; d <<= 1) {
-            const uint32_t v = __shfl_up_sync(~0u, before, d);
-            before += lane >= d ? v : 0;
-        }
+        const uint32_t before = cu_rising_sum((uint32_t)__popc(mine));
         if (lane == 31)
             of_warp[warp] = before;
         __syncthreads();
@@ -127,12 +117,7 @@ __global__ void __launch_bounds__(1024) entries_kernel(uint32_t E, uint32_t bn, 
     __shared__ uint32_t of_warp[32];
     const uint32_t e = threadIdx.x, lane = e % 32, n = e < E ? t.count[e] : 0,
                    mine = (n + bn - 1) / bn;
-    uint32_t at = mine;
-#pragma unroll
-    for (int d = 1; d < 32; d <<= 1) {
-        const uint32_t v = __shfl_up_sync(~0u, at, d);
-        at += lane >= d ? v : 0;
-    }
+    uint32_t at = cu_rising_sum(mine);
     if (lane == 31)
         of_warp[e / 32] = at;
     __syncthreads();
@@ -261,38 +246,25 @@ __global__ void __launch_bounds__(256)
     }
 }
 
-template <class S, bool INT8, bool GROUPS, bool SHARED>
-void launch(cudaStream_t stream, const de_cu_experts &e, const bf16 *x, uint32_t rows,
-            const tables &t, bool down)
-{
-    const uint32_t n = SHARED ? (rows + S::BN - 1) / S::BN : entries_max(e, rows, S::BN);
-    const uint32_t out = down ? e.hidden : 2 * (SHARED ? e.shared_width : e.width);
-    const dim3 grid((out + S::BM - 1) / S::BM, n);
-    const size_t bytes = S::template shared_bytes<INT8>();
-    if (down)
-        cu_launch_threads(down_kernel<S, INT8, GROUPS, SHARED>, grid, T_THREADS, bytes, stream,
-                          false, e, rows, t);
-    else
-        cu_launch_threads(gate_up_kernel<S, INT8, GROUPS, SHARED>, grid, T_THREADS, bytes, stream,
-                          false, e, x, rows, t);
-}
-
 template <bool SHARED>
 void product(cudaStream_t stream, const de_cu_experts &e, const bf16 *x, uint32_t rows,
              const tables &t, bool down, bool large)
 {
     const de_cu_linear &w =
         SHARED ? (down ? e.shared_down : e.shared_gate_up) : (down ? e.down : e.gate_up);
-    if (w.scale && w.group < w.in)
-        launch<tile_small, true, true, SHARED>(stream, e, x, rows, t, down);
-    else if (w.scale && large)
-        launch<tile_large, true, false, SHARED>(stream, e, x, rows, t, down);
-    else if (w.scale)
-        launch<tile_small, true, false, SHARED>(stream, e, x, rows, t, down);
-    else if (large)
-        launch<tile_large, false, false, SHARED>(stream, e, x, rows, t, down);
-    else
-        launch<tile_small, false, false, SHARED>(stream, e, x, rows, t, down);
+    choose_tile(w, large, [&](auto shape, auto int8, auto groups) {
+        typedef decltype(shape) S;
+        constexpr bool INT8 = decltype(int8)::value, GROUPS = decltype(groups)::value;
+        const uint32_t n = SHARED ? (rows + S::BN - 1) / S::BN : entries_max(e, rows, S::BN);
+        const dim3 grid((w.out + S::BM - 1) / S::BM, n);
+        const size_t bytes = S::template shared_bytes<INT8>();
+        if (down)
+            cu_launch_threads(down_kernel<S, INT8, GROUPS, SHARED>, grid, T_THREADS, bytes, stream,
+                              false, e, rows, t);
+        else
+            cu_launch_threads(gate_up_kernel<S, INT8, GROUPS, SHARED>, grid, T_THREADS, bytes,
+                              stream, false, e, x, rows, t);
+    });
 }
 
 } // namespace

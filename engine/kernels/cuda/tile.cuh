@@ -7,6 +7,8 @@
 #ifndef DE_KERNELS_CUDA_TILE_CUH
 #define DE_KERNELS_CUDA_TILE_CUH
 
+#include <type_traits>
+
 #include "kernels/cuda/decode.cuh"
 
 namespace
@@ -92,9 +94,7 @@ __device__ __forceinline__ float *tile_product(const de_cu_linear &w, uint32_t t
                 if (INT8) {
                     cu_widen_tile(g, fa[m]);
                 } else {
-                    const uint4 h = *(const uint4 *)(at + (INT8 ? 0 : 512));
-                    fa[m][0][0] = g.x, fa[m][0][2] = g.y, fa[m][1][0] = g.z, fa[m][1][2] = g.w;
-                    fa[m][0][1] = h.x, fa[m][0][3] = h.y, fa[m][1][1] = h.z, fa[m][1][3] = h.w;
+                    cu_bf16_tile(g, *(const uint4 *)(at + (INT8 ? 0 : 512)), fa[m]);
                 }
             }
 #pragma unroll
@@ -106,10 +106,8 @@ __device__ __forceinline__ float *tile_product(const de_cu_linear &w, uint32_t t
                                    piece = c * 4 + k * 2 + lane / 8 % 2;
                     cu_ldmatrix(fb, b + row * 128 + (piece ^ row % 8) * 16);
 #pragma unroll
-                    for (int m = 0; m < S::MT; m++) {
-                        cu_mma(acc[m][n], fa[m][k], fb[0], fb[1]);
-                        cu_mma(acc[m][n + 1], fa[m][k], fb[2], fb[3]);
-                    }
+                    for (int m = 0; m < S::MT; m++)
+                        cu_mma2(&acc[m][n], fa[m][k], fb);
                 }
             if (GROUPS) {
                 const uint32_t column = step * T_TILES + c;
@@ -145,6 +143,22 @@ __device__ __forceinline__ float *tile_product(const de_cu_linear &w, uint32_t t
                     GROUPS ? total[m][n][e] : acc[m][n][e];
     __syncthreads();
     return out;
+}
+
+/* Calls launch(shape, int8, groups) with the types for a matrix and that many rows; int8 and groups are std::bool_constants. Scale
+ * groups keep two sums: only the small tile has registers for that. */
+template <class F> void choose_tile(const de_cu_linear &w, bool large, F launch)
+{
+    if (w.scale && w.group < w.in)
+        launch(tile_small(), std::true_type(), std::true_type());
+    else if (w.scale && large)
+        launch(tile_large(), std::true_type(), std::false_type());
+    else if (w.scale)
+        launch(tile_small(), std::true_type(), std::false_type());
+    else if (large)
+        launch(tile_large(), std::false_type(), std::false_type());
+    else
+        launch(tile_small(), std::false_type(), std::false_type());
 }
 
 } // namespace
