@@ -29,6 +29,11 @@ struct de_backend {
     size_t (*slot_bytes)(const de_model *m);
     int (*slot_save)(de_model *m, uint32_t slot, void *dst, delta_error *err);
     int (*slot_load)(de_model *m, uint32_t slot, const void *src, delta_error *err);
+    int (*slot_copy)(de_model *m, uint32_t from, uint32_t to, delta_error *err);
+    size_t (*page_bytes)(const de_model *m);
+    int (*page_save)(de_model *m, uint32_t page, void *dst, delta_error *err);
+    int (*page_load)(de_model *m, uint32_t page, const void *src, delta_error *err);
+    int (*page_copy)(de_model *m, uint32_t from, uint32_t to, delta_error *err);
 };
 
 struct de_model {

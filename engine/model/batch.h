@@ -20,13 +20,22 @@ enum {
     DE_CHUNK = 64, /* tokens of one chunk of the chunked delta rule */
 };
 
+/* The state behind `end` tokens of a sequence goes to a slot of its own, too: a checkpoint that costs a
+ * copy, no forward. start < end <= start + n_rows, a multiple of DE_CHUNK: so no bit of the rows
+ * depends on whether there is a mark. With marks n_out <= 1. */
+typedef struct de_batch_mark {
+    uint32_t end, slot;
+} de_batch_mark;
+
 typedef struct de_batch_seq {
-    uint32_t row, n_rows;      /* rows [row, row + n_rows) */
-    uint32_t start;            /* tokens already in the cache = sequence index of the first row */
-    const uint32_t *pages;     /* page ids; enough for start + n_rows tokens */
-    uint32_t slot;             /* state slot */
-    bool decode;               /* one row, computed the way of decode: see docs/NUMERICS.md */
-    uint32_t first_out, n_out; /* of its rows, the last n_out get logits, at out[first_out ..] */
+    uint32_t row, n_rows;       /* rows [row, row + n_rows) */
+    uint32_t start;             /* tokens already in the cache = sequence index of the first row */
+    const uint32_t *pages;      /* page ids; enough for start + n_rows tokens */
+    uint32_t slot;              /* state slot */
+    bool decode;                /* one row, computed the way of decode: see docs/NUMERICS.md */
+    uint32_t first_out, n_out;  /* of its rows, the last n_out get logits, at out[first_out ..] */
+    const de_batch_mark *marks; /* [n_marks], rising */
+    uint32_t n_marks;
 } de_batch_seq;
 
 typedef struct de_batch {

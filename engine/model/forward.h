@@ -75,6 +75,13 @@ void de_model_slot_clear(de_model *m, uint32_t slot);
 size_t de_model_slot_bytes(const de_model *m);
 int de_model_slot_save(de_model *m, uint32_t slot, void *dst, delta_error *err);
 int de_model_slot_load(de_model *m, uint32_t slot, const void *src, delta_error *err);
+/* Copies on the device; from != to. */
+int de_model_slot_copy(de_model *m, uint32_t from, uint32_t to, delta_error *err);
+int de_model_page_copy(de_model *m, uint32_t from, uint32_t to, delta_error *err);
+/* Copies of a KV page, of all attention layers in turn, in the backend's own layout. */
+size_t de_model_page_bytes(const de_model *m);
+int de_model_page_save(de_model *m, uint32_t page, void *dst, delta_error *err);
+int de_model_page_load(de_model *m, uint32_t page, const void *src, delta_error *err);
 /* For tests: f32 [v_heads, 128 key, 128 value] and f32 [channels, 3] (oldest first) of the n-th
  * DeltaNet layer. */
 int de_model_slot_peek(de_model *m, uint32_t slot, uint32_t gdn_layer, float *recurrent,

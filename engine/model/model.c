@@ -101,6 +101,18 @@ static int check_batch(const de_model *m, const de_batch *b, delta_error *err)
             q->n_out > q->n_rows || (uint64_t)q->first_out + q->n_out > b->n_out ||
             (uint64_t)q->start + q->n_rows > o->ctx_max)
             return delta_fail(err, DELTA_EINVALID, "sequence %u of the batch is out of range", i);
+        if (q->n_marks && q->n_out > 1)
+            return delta_fail(err, DELTA_EINVALID, "sequence %u: marks, and %u rows of logits", i,
+                              q->n_out);
+        uint32_t before = q->start;
+        for (uint32_t k = 0; k < q->n_marks; k++) {
+            const de_batch_mark *mark = &q->marks[k];
+            if (mark->end <= before || mark->end > q->start + q->n_rows || mark->end % DE_CHUNK ||
+                mark->slot >= o->n_slots || mark->slot == q->slot)
+                return delta_fail(err, DELTA_EINVALID, "sequence %u: mark %u at %u, slot %u", i, k,
+                                  mark->end, mark->slot);
+            before = mark->end;
+        }
         if (q->decode && q->n_rows != 1)
             return delta_fail(err, DELTA_EINVALID, "sequence %u: %u rows in decode", i, q->n_rows);
         for (uint32_t p = 0; p < de_ceil_div((uint64_t)q->start + q->n_rows, DE_PAGE); p++)
@@ -135,6 +147,31 @@ int de_model_slot_save(de_model *m, uint32_t slot, void *dst, delta_error *err)
 int de_model_slot_load(de_model *m, uint32_t slot, const void *src, delta_error *err)
 {
     return m->backend->slot_load(m, slot, src, err);
+}
+
+int de_model_slot_copy(de_model *m, uint32_t from, uint32_t to, delta_error *err)
+{
+    return m->backend->slot_copy(m, from, to, err);
+}
+
+size_t de_model_page_bytes(const de_model *m)
+{
+    return m->backend->page_bytes(m);
+}
+
+int de_model_page_save(de_model *m, uint32_t page, void *dst, delta_error *err)
+{
+    return m->backend->page_save(m, page, dst, err);
+}
+
+int de_model_page_load(de_model *m, uint32_t page, const void *src, delta_error *err)
+{
+    return m->backend->page_load(m, page, src, err);
+}
+
+int de_model_page_copy(de_model *m, uint32_t from, uint32_t to, delta_error *err)
+{
+    return m->backend->page_copy(m, from, to, err);
 }
 
 int de_model_slot_peek(de_model *m, uint32_t slot, uint32_t gdn_layer, float *recurrent,

@@ -53,6 +53,8 @@ static void down(fixture *f)
 typedef struct part {
     uint32_t seed, slot, start, n, n_out;
     bool backwards; /* its pages, in falling order */
+    const de_batch_mark *marks;
+    uint32_t n_marks;
 } part;
 
 static uint32_t token(const fixture *f, uint32_t seed, uint32_t at)
@@ -79,7 +81,9 @@ static int run(const fixture *f, const part *p, uint32_t n_parts, float *logits)
                                   .pages = pages[i],
                                   .slot = p[i].slot,
                                   .first_out = b.n_out,
-                                  .n_out = p[i].n_out };
+                                  .n_out = p[i].n_out,
+                                  .marks = p[i].marks,
+                                  .n_marks = p[i].n_marks };
         for (uint32_t t = 0; t < p[i].n; t++, b.n_rows++) {
             tokens[b.n_rows] = token(f, p[i].seed, p[i].start + t);
             for (int axis = 0; axis < 3; axis++)
@@ -164,6 +168,102 @@ TEST(a_cut_at_a_multiple_of_the_chunk_changes_no_bit)
     free(whole);
     free(a);
     free(b);
+    down(&f);
+}
+
+/* What a mark keeps is the state behind as many tokens, and it costs the other rows no bit. */
+TEST(marks_keep_the_states_behind_them)
+{
+    fixture f;
+    enum { N = 201, FIRST = 30 };
+    static const de_batch_mark marks[] = { { 64, 1 }, { 192, 2 } };
+    REQUIRE(up(&f, 2));
+    const size_t bytes = de_model_slot_bytes(f.model);
+    char *a = malloc(bytes), *b = malloc(bytes);
+    REQUIRE(a && b);
+    float *plain[2], *marked[2];
+    for (int i = 0; i < 2; i++) { /* in two appends: conv inputs of the one before are needed */
+        const part p = {
+            .seed = 5, .start = i ? FIRST : 0, .n = i ? N - FIRST : FIRST, .n_out = 1
+        };
+        part q = p;
+        q.marks = marks;
+        q.n_marks = i ? 2 : 0;
+        plain[i] = alone(&f, p);
+        if (i == 0) {
+            CHECK_EQ(de_model_slot_copy(f.model, 0, 3, NULL), 0);
+            continue;
+        }
+        CHECK_EQ(de_model_slot_save(f.model, 0, a, NULL), 0);
+        CHECK_EQ(de_model_slot_copy(f.model, 3, 0, NULL), 0);
+        marked[i] = alone(&f, q);
+        CHECK_EQ(de_model_slot_save(f.model, 0, b, NULL), 0);
+        CHECK_MEM(a, bytes, b, bytes);
+        CHECK_MEM(plain[i], row_bytes(&f), marked[i], row_bytes(&f));
+    }
+    for (int k = 0; k < 2; k++) {
+        CHECK_EQ(de_model_slot_copy(f.model, 3, 0, NULL), 0);
+        free(alone(&f, (part){ .seed = 5, .start = FIRST, .n = marks[k].end - FIRST }));
+        CHECK_EQ(de_model_slot_save(f.model, 0, a, NULL), 0);
+        CHECK_EQ(de_model_slot_save(f.model, marks[k].slot, b, NULL), 0);
+        CHECK_MEM(a, bytes, b, bytes);
+    }
+    /* one row at a time, too */
+    free(alone(&f, (part){ .seed = 6, .n = 63 }));
+    const de_batch_mark last = { 64, 1 };
+    free(alone(&f, (part){ .seed = 6, .start = 63, .n = 1, .marks = &last, .n_marks = 1 }));
+    CHECK_EQ(de_model_slot_save(f.model, 0, a, NULL), 0);
+    CHECK_EQ(de_model_slot_save(f.model, 1, b, NULL), 0);
+    CHECK_MEM(a, bytes, b, bytes);
+
+    static const struct {
+        de_batch_mark m[2];
+        uint32_t n, n_out;
+    } bad[] = {
+        { { { 65, 1 } }, 1, 0 },     { { { 256, 1 } }, 1, 0 },           { { { 64, 0 } }, 1, 0 },
+        { { { 64, SLOTS } }, 1, 0 }, { { { 64, 1 }, { 64, 2 } }, 2, 0 }, { { { 64, 1 } }, 1, 2 }
+    };
+    float *logits = calloc(2, row_bytes(&f));
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        const part p = {
+            .seed = 5, .n = N, .n_out = bad[i].n_out, .marks = bad[i].m, .n_marks = bad[i].n
+        };
+        CHECK_EQ(run(&f, &p, 1, logits), DELTA_EINVALID);
+    }
+    free(logits);
+    free(plain[0]);
+    free(plain[1]);
+    free(marked[1]);
+    free(a);
+    free(b);
+    down(&f);
+}
+
+TEST(a_page_goes_elsewhere_and_back_with_all_it_holds)
+{
+    fixture f;
+    enum { N = 100, MORE = 20 };
+    REQUIRE(up(&f, 1));
+    float *plain = NULL, *moved = NULL;
+    char *page = malloc(de_model_page_bytes(f.model));
+    REQUIRE(page);
+    for (int i = 0; i < 2; i++) {
+        free(alone(&f, (part){ .seed = 5, .n = N }));
+        if (i) { /* slot 0 has the pages from 0 on, slot 1 those from SEQ_PAGES on */
+            CHECK_EQ(de_model_slot_copy(f.model, 0, 1, NULL), 0);
+            CHECK_EQ(de_model_page_save(f.model, 0, page, NULL), 0);
+            CHECK_EQ(de_model_page_load(f.model, SEQ_PAGES, page, NULL), 0);
+            CHECK_EQ(de_model_page_copy(f.model, 1, SEQ_PAGES + 1, NULL), 0);
+            free(alone(&f, (part){ .seed = 9, .slot = 0, .n = N })); /* over the old ones */
+        }
+        float **to = i ? &moved : &plain;
+        *to =
+            alone(&f, (part){ .seed = 5, .slot = (uint32_t)i, .start = N, .n = MORE, .n_out = 1 });
+    }
+    CHECK_MEM(plain, row_bytes(&f), moved, row_bytes(&f));
+    free(plain);
+    free(moved);
+    free(page);
     down(&f);
 }
 

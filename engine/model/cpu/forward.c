@@ -351,6 +351,52 @@ static int slot_load(de_model *base, uint32_t slot, const void *src, delta_error
     return 0;
 }
 
+static int slot_copy(de_model *base, uint32_t from, uint32_t to, delta_error *err)
+{
+    return slot_load(
+        base, to, ((de_cpu_model *)base)->state + from * ((de_cpu_model *)base)->slot_floats, err);
+}
+
+/* ---- pages */
+
+static size_t page_layer_bytes(const de_cpu_model *m)
+{
+    return m->page_floats * sizeof(float);
+}
+
+static size_t page_bytes(const de_model *base)
+{
+    const de_cpu_model *m = (const de_cpu_model *)base;
+    return m->shape.n_attn * page_layer_bytes(m);
+}
+
+static int page_save(de_model *base, uint32_t page, void *dst, delta_error *err)
+{
+    (void)err;
+    const de_cpu_model *m = (de_cpu_model *)base;
+    for (uint32_t i = 0; i < m->shape.n_attn; i++)
+        memcpy((float *)dst + i * m->page_floats, de_page(m, i, page), page_layer_bytes(m));
+    return 0;
+}
+
+static int page_load(de_model *base, uint32_t page, const void *src, delta_error *err)
+{
+    (void)err;
+    const de_cpu_model *m = (de_cpu_model *)base;
+    for (uint32_t i = 0; i < m->shape.n_attn; i++)
+        memcpy(de_page(m, i, page), (const float *)src + i * m->page_floats, page_layer_bytes(m));
+    return 0;
+}
+
+static int page_copy(de_model *base, uint32_t from, uint32_t to, delta_error *err)
+{
+    (void)err;
+    const de_cpu_model *m = (de_cpu_model *)base;
+    for (uint32_t i = 0; i < m->shape.n_attn; i++)
+        memcpy(de_page(m, i, to), de_page(m, i, from), page_layer_bytes(m));
+    return 0;
+}
+
 static uint64_t memory_bytes(void)
 {
     const long pages = sysconf(_SC_PHYS_PAGES), size = sysconf(_SC_PAGESIZE);
@@ -375,4 +421,9 @@ const de_backend de_backend_cpu = {
     .slot_bytes = slot_bytes,
     .slot_save = slot_save,
     .slot_load = slot_load,
+    .slot_copy = slot_copy,
+    .page_bytes = page_bytes,
+    .page_save = page_save,
+    .page_load = page_load,
+    .page_copy = page_copy,
 };

@@ -26,6 +26,16 @@ typedef struct gdn_job {
     const de_batch *batch;
 } gdn_job;
 
+/* The last three inputs behind n rows, of tail followed by u; to may be tail. */
+static void keep_tail(const float *tail, const float *u, uint32_t ch, uint32_t n, float *to)
+{
+    for (uint32_t i = 0; i < 3; i++) {
+        const uint32_t at = n + i;
+        const float *from = at >= 3 ? u + (size_t)(at - 3) * ch : tail + (size_t)at * ch;
+        memmove(to + (size_t)i * ch, from, ch * sizeof *to);
+    }
+}
+
 /* Conv, SiLU and norms of one sequence: wide[0] (u) -> wide[1] (q, k, v), and the conv state. */
 static void conv_task(void *arg, uint32_t task, uint32_t thread)
 {
@@ -48,12 +58,10 @@ static void conv_task(void *arg, uint32_t task, uint32_t thread)
             m->hot->l2_norm(c + (K + h) * D, D, 1e-6f, 1.0f);
         }
     }
-    /* the last three inputs, of this batch or of before */
-    for (uint32_t i = 0; i < 3; i++) {
-        const uint32_t at = q->n_rows + i; /* in tail followed by u */
-        const float *from = at >= 3 ? u + (size_t)(at - 3) * ch : tail + (size_t)at * ch;
-        memmove(tail + (size_t)i * ch, from, ch * sizeof *tail);
-    }
+    for (uint32_t k = 0; k < q->n_marks; k++)
+        keep_tail(tail, u, ch, q->marks[k].end - q->start,
+                  de_slot_conv(m, q->marks[k].slot, j->l->index));
+    keep_tail(tail, u, ch, q->n_rows, tail);
 }
 
 static double softplus(double x)
@@ -145,6 +153,7 @@ static void head_task(void *arg, uint32_t task, uint32_t thread)
     const de_batch_seq *q = &j->batch->seqs[task / V];
     float *S = de_slot_state(m, q->slot, j->l->index) + (size_t)head * D * D;
     float *scratch = m->scratch + thread * m->scratch_floats;
+    uint32_t mark = 0;
     for (uint32_t t = 0; t < q->n_rows;) {
         uint32_t n = C - (q->start + t) % C;
         n = n < q->n_rows - t ? n : q->n_rows - t;
@@ -160,6 +169,10 @@ static void head_task(void *arg, uint32_t task, uint32_t thread)
                              m->hot->exp1(g), beta, m->mixed + ((size_t)row * V + head) * D);
         }
         t += n;
+        if (mark < q->n_marks && q->marks[mark].end == q->start + t) {
+            float *to = de_slot_state(m, q->marks[mark++].slot, j->l->index);
+            memcpy(to + (size_t)head * D * D, S, sizeof *S * D * D);
+        }
     }
     for (uint32_t t = 0; t < q->n_rows; t++) {
         const size_t at = ((size_t)(q->row + t) * V + head) * D;

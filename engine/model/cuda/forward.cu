@@ -283,6 +283,8 @@ void close_model(de_model *base)
     (void)cudaFree(m->work);
     (void)cudaFreeHost(m->host);
     free(m->row_of);
+    free(m->parts);
+    free(m->done);
     free(m->w.layers);
     free(m);
 }
@@ -342,7 +344,10 @@ int open_model(const de_weights *w, const de_shape *s, const de_binding *b,
     m->shape = *s;
     m->options = *o;
     m->row_of = (uint32_t *)calloc(o->max_rows, sizeof *m->row_of);
-    int r = m->row_of ? sizes(m, b, &p, &host, err) : delta_fail(err, DELTA_ENOMEM, "model");
+    m->parts = (de_batch_seq *)calloc(o->max_seqs, sizeof *m->parts);
+    m->done = (de_cu_done *)calloc(o->max_seqs, sizeof *m->done);
+    int r = m->row_of && m->parts && m->done ? sizes(m, b, &p, &host, err)
+                                             : delta_fail(err, DELTA_ENOMEM, "model");
     if (r == 0)
         r = allocate(m, p, host, err);
     if (r == 0) {
@@ -642,15 +647,13 @@ cudaError_t prefill(de_cu_model *m, const de_batch *b, float *logits, const de_c
     return e;
 }
 
-int forward(de_model *base, const de_batch *b, float *logits, const de_capture *to,
-            delta_error *err)
+cudaError_t rows(de_cu_model *m, const de_batch *b, float *logits, const de_capture *to)
 {
-    de_cu_model *m = of(base);
     uint32_t ids[ROWS], n = 0;
     uint32_t *row_of = m->row_of;
     cudaError_t e = cudaSuccess;
     for (uint32_t i = 0; i < b->n_seqs && e == cudaSuccess; i++) {
-        if (!b->seqs[i].decode || b->seqs[i].n_rows != 1)
+        if (!b->seqs[i].decode)
             continue;
         ids[n++] = i;
         if (n == ROWS) {
@@ -662,15 +665,60 @@ int forward(de_model *base, const de_batch *b, float *logits, const de_capture *
         e = decode(m, b, ids, n, logits, to);
     if (e == cudaSuccess)
         e = prefill(m, b, logits, to, row_of);
-    return e == cudaSuccess ? 0 : de_cu_failed(err, e, "forward");
+    return e;
 }
-
-/* ---- slots */
 
 float *slot_at(de_model *base, uint32_t slot)
 {
     return of(base)->state + slot * of(base)->slot_floats;
 }
+
+cudaError_t copy_slot(de_cu_model *m, uint32_t from, uint32_t to)
+{
+    return cudaMemcpyAsync(slot_at(&m->base, to), slot_at(&m->base, from),
+                           m->slot_floats * sizeof(float), cudaMemcpyDeviceToDevice, m->stream);
+}
+
+/* In rounds, each up to the next mark of every sequence: the kernels write a sequence's state where its rows end. */
+int forward(de_model *base, const de_batch *b, float *logits, const de_capture *to,
+            delta_error *err)
+{
+    de_cu_model *m = of(base);
+    de_batch part = *b;
+    cudaError_t e = cudaSuccess;
+    uint32_t left = 1;
+    for (uint32_t i = 0; i < b->n_seqs; i++)
+        m->done[i] = { 0, 0 };
+    while (left && e == cudaSuccess) {
+        left = part.n_seqs = 0;
+        part.seqs = m->parts;
+        for (uint32_t i = 0; i < b->n_seqs; i++) {
+            const de_batch_seq &q = b->seqs[i];
+            de_cu_done &d = m->done[i];
+            if (d.rows == q.n_rows)
+                continue;
+            const uint32_t end = d.marks < q.n_marks ? q.marks[d.marks].end - q.start : q.n_rows;
+            de_batch_seq &p = m->parts[part.n_seqs++] = q;
+            p.row += d.rows;
+            p.start += d.rows;
+            p.n_rows = end - d.rows;
+            /* only the rows of the last part have logits, which are no more than those */
+            p.n_out = end == q.n_rows ? q.n_out : 0;
+            left += q.n_rows - end;
+        }
+        e = rows(m, &part, logits, to);
+        for (uint32_t i = 0; i < b->n_seqs; i++) {
+            const de_batch_seq &q = b->seqs[i];
+            de_cu_done &d = m->done[i];
+            if (d.marks < q.n_marks && e == cudaSuccess)
+                e = copy_slot(m, q.slot, q.marks[d.marks].slot);
+            d.rows = d.marks < q.n_marks ? q.marks[d.marks++].end - q.start : q.n_rows;
+        }
+    }
+    return e == cudaSuccess ? 0 : de_cu_failed(err, e, "forward");
+}
+
+/* ---- slots and pages */
 
 void slot_clear(de_model *base, uint32_t slot)
 {
@@ -700,9 +748,66 @@ int slot_load(de_model *base, uint32_t slot, const void *src, delta_error *err)
     return slot_copy(base, slot_at(base, slot), src, cudaMemcpyHostToDevice, err);
 }
 
+int slot_copy_to(de_model *base, uint32_t from, uint32_t to, delta_error *err)
+{
+    cudaError_t e = copy_slot(of(base), from, to); /* in the order of the stream: nobody waits */
+    return e == cudaSuccess ? 0 : de_cu_failed(err, e, "copy of a state");
+}
+
+uint8_t *page_at(const de_cu_model *m, uint32_t layer, uint32_t page)
+{
+    return m->kv + ((size_t)layer * (m->options.n_pages + 1) + page) * m->page_bytes;
+}
+
+size_t page_bytes(const de_model *base)
+{
+    const de_cu_model *m = (const de_cu_model *)base;
+    return m->shape.n_attn * m->page_bytes;
+}
+
+enum page_move { PAGE_SAVE, PAGE_LOAD, PAGE_COPY };
+
+/* The parts of a page lie a layer apart on the device, one behind the other on the host. */
+int page_move(de_model *base, enum page_move move, uint32_t page, void *to, const void *from,
+              uint32_t to_page, delta_error *err)
+{
+    de_cu_model *m = of(base);
+    const size_t n = m->page_bytes, apart = (m->options.n_pages + 1ull) * n;
+    uint8_t *const at = page_at(m, 0, page);
+    cudaError_t e = cudaSuccess;
+    if (m->shape.n_attn == 0)
+        return 0;
+    if (move == PAGE_SAVE)
+        e = cudaMemcpy2DAsync(to, n, at, apart, n, m->shape.n_attn, cudaMemcpyDeviceToHost,
+                              m->stream);
+    else if (move == PAGE_LOAD)
+        e = cudaMemcpy2DAsync(at, apart, from, n, n, m->shape.n_attn, cudaMemcpyHostToDevice,
+                              m->stream);
+    else
+        e = cudaMemcpy2DAsync(page_at(m, 0, to_page), apart, at, apart, n, m->shape.n_attn,
+                              cudaMemcpyDeviceToDevice, m->stream);
+    if (e == cudaSuccess && move != PAGE_COPY)
+        e = cudaStreamSynchronize(m->stream);
+    return e == cudaSuccess ? 0 : de_cu_failed(err, e, "copy of a KV page");
+}
+
+int page_save(de_model *base, uint32_t page, void *dst, delta_error *err)
+{
+    return page_move(base, PAGE_SAVE, page, dst, NULL, 0, err);
+}
+int page_load(de_model *base, uint32_t page, const void *src, delta_error *err)
+{
+    return page_move(base, PAGE_LOAD, page, NULL, src, 0, err);
+}
+int page_copy(de_model *base, uint32_t from, uint32_t to, delta_error *err)
+{
+    return page_move(base, PAGE_COPY, from, NULL, NULL, to, err);
+}
+
 } // namespace
 
 extern "C" const de_backend de_backend_cuda = {
-    "cuda",      host_alloc, host_free,  read_rate,  memory_bytes, plan,      open_model,
-    close_model, forward,    slot_clear, slot_bytes, slot_save,    slot_load,
+    "cuda",     host_alloc,   host_free,  read_rate,  memory_bytes, plan,
+    open_model, close_model,  forward,    slot_clear, slot_bytes,   slot_save,
+    slot_load,  slot_copy_to, page_bytes, page_save,  page_load,    page_copy,
 };

@@ -38,6 +38,10 @@ struct
     de_cu_seq *seqs;
 };
 
+struct de_cu_done { /* of a sequence of the batch */
+    uint32_t rows, marks;
+};
+
 struct de_cu_model {
     de_model base;
     de_shape shape;
@@ -56,6 +60,9 @@ struct de_cu_model {
     bf16 *x, *p, *y;
     void *op;         /* workspace of one operation */
     uint32_t *row_of; /* [max_rows] host: rows of the batch by rows of h */
+    /* [max_seqs] host: what of a batch is computed up to its next marks, and was before */
+    de_batch_seq *parts;
+    de_cu_done *done;
     size_t ldp, ldr, ldy;
     de_cu_meta decode_host, decode, prefill_host, prefill;
     size_t decode_head,
