@@ -8,8 +8,9 @@ int de_kv_pages_init(de_kv_pages *p, uint32_t total, delta_error *err)
 {
     *p = (de_kv_pages){ .total = total, .n_free = total };
     p->free = calloc(total ? total : 1, sizeof *p->free);
-    p->owners = calloc(total ? total : 1, sizeof *p->owners);
-    if (!p->free || !p->owners) {
+    p->users = calloc(total ? total : 1, sizeof *p->users);
+    p->keepers = calloc(total ? total : 1, sizeof *p->keepers);
+    if (!p->free || !p->users || !p->keepers) {
         de_kv_pages_done(p);
         return delta_fail(err, DELTA_ENOMEM, "table of %u KV pages", total);
     }
@@ -21,7 +22,8 @@ int de_kv_pages_init(de_kv_pages *p, uint32_t total, delta_error *err)
 void de_kv_pages_done(de_kv_pages *p)
 {
     free(p->free);
-    free(p->owners);
+    free(p->users);
+    free(p->keepers);
     *p = (de_kv_pages){ 0 };
 }
 
@@ -32,7 +34,7 @@ int de_kv_pages_take(de_kv_pages *p, uint32_t n, uint32_t *ret_pages, delta_erro
                           p->total);
     for (uint32_t i = 0; i < n; i++) {
         ret_pages[i] = p->free[--p->n_free];
-        p->owners[ret_pages[i]] = 1;
+        p->users[ret_pages[i]] = 1;
     }
     return 0;
 }
@@ -40,16 +42,41 @@ int de_kv_pages_take(de_kv_pages *p, uint32_t n, uint32_t *ret_pages, delta_erro
 void de_kv_pages_share(de_kv_pages *p, const uint32_t *pages, uint32_t n)
 {
     for (uint32_t i = 0; i < n; i++) {
-        assert(pages[i] < p->total && p->owners[pages[i]]);
-        p->owners[pages[i]]++;
+        assert(pages[i] < p->total && (p->users[pages[i]] || p->keepers[pages[i]]));
+        p->n_idle -= p->users[pages[i]]++ == 0;
     }
 }
 
 void de_kv_pages_give(de_kv_pages *p, const uint32_t *pages, uint32_t n)
 {
     for (uint32_t i = 0; i < n; i++) {
-        assert(pages[i] < p->total && p->owners[pages[i]]);
-        if (--p->owners[pages[i]] == 0)
-            p->free[p->n_free++] = pages[i];
+        const uint32_t page = pages[i];
+        assert(page < p->total && p->users[page]);
+        if (--p->users[page])
+            continue;
+        if (p->keepers[page])
+            p->n_idle++;
+        else
+            p->free[p->n_free++] = page;
+    }
+}
+
+void de_kv_pages_keep(de_kv_pages *p, const uint32_t *pages, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        assert(pages[i] < p->total && (p->users[pages[i]] || p->keepers[pages[i]]));
+        p->keepers[pages[i]]++;
+    }
+}
+
+void de_kv_pages_drop(de_kv_pages *p, const uint32_t *pages, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        const uint32_t page = pages[i];
+        assert(page < p->total && p->keepers[page]);
+        if (--p->keepers[page] || p->users[page])
+            continue;
+        p->n_idle--;
+        p->free[p->n_free++] = page;
     }
 }

@@ -1,4 +1,4 @@
-/* Page pool and slot pool: what is taken comes back, shared pages when the last owner goes. */
+/* Page pool and slot pool: what is taken comes back, shared pages when the last user and keeper go. */
 #include "support/tap.h"
 
 #include "cache/gdn_slots.h"
@@ -35,6 +35,31 @@ TEST(kv_pages_shared_pages_go_back_with_their_last_owner)
     de_kv_pages_give(&p, a, 4);
     CHECK_EQ(p.n_free, 2);
     de_kv_pages_give(&p, a, 2);
+    CHECK_EQ(p.n_free, 4);
+    de_kv_pages_done(&p);
+}
+
+TEST(kv_pages_that_are_kept_are_idle_without_users)
+{
+    de_kv_pages p;
+    REQUIRE(de_kv_pages_init(&p, 4, NULL) == 0);
+    uint32_t a[4];
+    CHECK_EQ(de_kv_pages_take(&p, 3, a, NULL), 0);
+    de_kv_pages_keep(&p, a, 2);
+    de_kv_pages_keep(&p, a, 1);
+    CHECK_EQ(p.n_idle, 0);
+    de_kv_pages_give(&p, a, 3);
+    CHECK_EQ(p.n_idle, 2);
+    CHECK_EQ(p.n_free, 2);
+    de_kv_pages_share(&p, a, 1);
+    CHECK_EQ(p.n_idle, 1);
+    de_kv_pages_drop(&p, a, 2);
+    CHECK_EQ(p.n_idle, 0);
+    CHECK_EQ(p.n_free, 3);
+    de_kv_pages_give(&p, a, 1);
+    CHECK_EQ(p.n_idle, 1);
+    de_kv_pages_drop(&p, a, 1);
+    CHECK_EQ(p.n_idle, 0);
     CHECK_EQ(p.n_free, 4);
     de_kv_pages_done(&p);
 }

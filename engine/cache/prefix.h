@@ -1,0 +1,83 @@
+/* prefix.h -- what was computed before and is still there: a radix tree from token prefixes to KV
+ * pages and states.
+ *
+ * KV is a log: any prefix of it can be used again. The recurrent state is a summary: it can be used
+ * only where it was copied. So each node is a checkpoint, the state behind its last token, and holds
+ * the tokens and pages of its edge, the part of the prefix behind its parent. No edge begins with
+ * the whole of a sibling's; edges may share a beginning, since there is no state to go on from there.
+ *
+ * A page is written by nobody but the session it was taken for, and only behind what a node claims
+ * of it. Who goes on from a node in the middle of a page copies that page first.
+ *
+ * Prefixes of different owners never meet, so that the time of an answer tells nobody what others
+ * asked.
+ *
+ * When there is too little of slots or pages, the node goes that is worth least: tokens to compute
+ * again, times how often it was of use, over age and size. Its edge goes to its children.
+ *
+ * Ownership  the tree owns nodes and tables, one slot a node, one owner's count of each page of an
+ *            edge. kv and slots must outlive it.
+ * Threads    one thread. Units: tokens. */
+#ifndef DE_PREFIX_H
+#define DE_PREFIX_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "cache/gdn_slots.h"
+#include "cache/kv_pages.h"
+
+typedef struct de_prefix_node de_prefix_node;
+struct de_prefix_node {
+    de_prefix_node *parent, *children, *next;
+    uint32_t from, end; /* the edge: tokens [from, end); from is the parent's end */
+    uint32_t *tokens;   /* [end - from] */
+    uint32_t *pages;    /* [ceil(end / page) - from / page]: those that the edge touches */
+    uint32_t slot;
+    uint32_t hits, pins;
+    uint64_t used; /* the tree's clock when it was made or found */
+};
+
+typedef struct de_prefix_stats {
+    uint32_t nodes;
+    uint64_t tokens;    /* of all edges */
+    uint64_t finds;     /* de_prefix_find() calls */
+    uint64_t hits;      /* of them, with a node */
+    uint64_t evictions; /* nodes given up for want of room */
+} de_prefix_stats;
+
+typedef struct de_prefix {
+    de_kv_pages *kv;
+    de_gdn_slots *slots;
+    uint32_t page_tokens;
+    uint64_t slot_bytes, page_bytes; /* what they weigh against each other */
+    struct de_prefix_root *roots;
+    uint64_t clock;
+    de_prefix_stats stats;
+} de_prefix;
+
+void de_prefix_init(de_prefix *t, de_kv_pages *kv, de_gdn_slots *slots, uint32_t page_tokens,
+                    uint64_t slot_bytes, uint64_t page_bytes);
+void de_prefix_done(de_prefix *t); /* gives all slots and pages back */
+
+/* The longest prefix of ids [n] that has a node of at most `most` tokens, or NULL. *ret_shared: how
+ * many of ids some node of this owner begins with, whether one can go on from there or not. */
+de_prefix_node *de_prefix_find(de_prefix *t, uint64_t owner, const uint32_t *ids, uint32_t n,
+                               uint32_t most, uint32_t *ret_shared);
+/* The same without counting as use: is there a node behind exactly ids [n]? */
+bool de_prefix_has(const de_prefix *t, uint64_t owner, const uint32_t *ids, uint32_t n);
+/* The pages of the whole prefix: [ceil(node->end / page)]. */
+void de_prefix_pages(const de_prefix *t, const de_prefix_node *node, uint32_t *ret_pages);
+
+/* A node behind ids [n], with the pages [ceil(n / page)], which are shared, and the slot, which is
+ * taken over. false: it was there already, or there is no memory; the slot stays the caller's. */
+bool de_prefix_add(de_prefix *t, uint64_t owner, const uint32_t *ids, uint32_t n,
+                   const uint32_t *pages, uint32_t slot);
+
+/* Gives up the node worth least, to free a slot or (for_pages) pages; pinned ones stay. false: there
+ * is none. It may free no page, where its pages are of others, too: look and call again. */
+bool de_prefix_evict(de_prefix *t, bool for_pages);
+/* Gives up one that is not pinned. false: no memory for the longer edges of its children. */
+bool de_prefix_remove(de_prefix *t, de_prefix_node *node);
+
+#endif
