@@ -533,6 +533,19 @@ static int take_stopping(dd_request *r, const pb_stopping *s, dd_status *st)
     return 0;
 }
 
+static int take_cache(dd_request *r, const Deltad__V1__CacheControl *c, dd_status *st)
+{
+    if (strlen(c->salt) >= DD_SALT_BYTES)
+        return invalid(st, "cache.salt", "longer than %d bytes", DD_SALT_BYTES - 1);
+    if (c->n_checkpoint_messages > DD_CHECKPOINT_MESSAGES)
+        return invalid(st, "cache.checkpoint_messages", "more than %d", DD_CHECKPOINT_MESSAGES);
+    r->cache_salt = c->salt[0] ? c->salt : NULL;
+    r->bypass_cache = c->bypass;
+    r->checkpoint_messages = c->checkpoint_messages;
+    r->n_checkpoint_messages = c->n_checkpoint_messages;
+    return 0;
+}
+
 static int take_common(dd_request *r, const Deltad__V1__OutputFormat *format, bool has_n,
                        uint32_t n, const Deltad__V1__CacheControl *cache,
                        const Deltad__V1__Scheduling *g, const Deltad__V1__Include *include,
@@ -544,8 +557,8 @@ static int take_common(dd_request *r, const Deltad__V1__OutputFormat *format, bo
         return invalid(st, "n", "0 is not in [1, 1]");
     if (has_n && n > 1)
         return later(st, "n");
-    if (cache && (cache->salt[0] || cache->bypass || cache->n_checkpoint_messages))
-        return later(st, "cache");
+    if (cache && take_cache(r, cache, st) < 0)
+        return -1;
     for (size_t i = 0; i < n_include; i++)
         switch (include[i]) {
         case DELTAD__V1__INCLUDE__INCLUDE_TOKENS:
@@ -927,6 +940,7 @@ static Deltad__V1__Usage usage_of(const dd_usage *u)
     x.cached_tokens = u->cached;
     x.completion_tokens = u->completion;
     x.reasoning_tokens = u->reasoning;
+    x.cache_note = (char *)u->note;
     return x;
 }
 
@@ -1096,6 +1110,7 @@ uint8_t *dd_info_encode(const delta_engine_info *i, size_t *ret_len)
     r.n_tokens = i->n_tokens;
     r.ctx_max = i->ctx_max;
     r.max_sessions = i->max_sessions;
+    r.checkpoints = i->checkpoints;
     r.eos_token_ids = (uint32_t *)i->eos_ids;
     r.n_eos_token_ids = i->n_eos_ids;
     r.template_sha256 = (char *)i->template_sha256;
@@ -1152,6 +1167,16 @@ uint8_t *dd_stats_encode(const dd_stats *s, size_t *ret_len)
     g.masks = s->grammars.masks;
     g.masks_found = s->grammars.masks_cached;
     r.grammars = &g;
+    Deltad__V1__CacheStats c = DELTAD__V1__CACHE_STATS__INIT;
+    c.checkpoints = s->engine.checkpoints;
+    c.checkpoints_max = s->engine.checkpoints_max;
+    c.pages = s->engine.pages_cached;
+    c.lookups = s->engine.cache_finds;
+    c.hits = s->engine.cache_hits;
+    c.tokens_found = s->engine.cache_tokens;
+    c.tokens_computed = s->engine.prefill_tokens;
+    c.evictions = s->engine.cache_evictions;
+    r.cache = &c;
     return pack(&r.base, ret_len);
 }
 

@@ -61,6 +61,10 @@ typedef struct dd_request {
     delta_stopping stopping; /* max_tokens 0: absent */
     bool include_tokens, include_prefill, include_queued;
     uint64_t max_queue_ns, max_wall_ns; /* 0: none */
+    const char *cache_salt;             /* NULL if absent */
+    bool bypass_cache;
+    const uint32_t *checkpoint_messages;
+    size_t n_checkpoint_messages;
     int priority;
     uint32_t ctx_tokens; /* 0: absent */
     bool has_idle_timeout;
@@ -126,6 +130,7 @@ enum dd_finish { /* as FinishReason */
 };
 typedef struct dd_usage {
     uint32_t prompt, cached, completion, reasoning;
+    char note[160]; /* why not more was cached */
 } dd_usage;
 typedef struct dd_event {
     enum dd_event_kind kind;

@@ -70,6 +70,15 @@ static const struct key keys[] = {
     { "model", "step_tokens", U32, AT(model.step_tokens), 64, 16384, true, .default_ = "0",
       .help = "Most tokens of one step of the engine; 0: the backend's own choice." },
 
+    { "cache", "enabled", BOOL, AT(cache.enabled), .default_ = "yes",
+      .help = "Keep what was computed of a prompt for prompts that begin alike." },
+    { "cache", "checkpoints", U32, AT(cache.checkpoints), 1, 65536, true, .default_ = "0",
+      .help = "States of the DeltaNet layers that are kept at once; 0: four for each session, "
+              "within an eighth of the memory." },
+    { "cache", "shared", BOOL, AT(cache.shared), .default_ = "no",
+      .help = "Let users find each other's prompts: the time of an answer then tells whether "
+              "somebody asked the same before." },
+
     { "server", "socket", TEXT, AT(server.socket), 0, 107,
       .told = "deltad.sock in the runtime folder", .help = "Unix socket of gRPC; empty: none." },
     { "server", "ttrpc_socket", TEXT, AT(server.ttrpc_socket), 0, 107,

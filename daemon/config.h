@@ -25,6 +25,11 @@ typedef struct dd_config {
         uint32_t step_tokens;
     } model;
     struct {
+        bool enabled;
+        uint32_t checkpoints; /* 0: delta_engine_options says how many */
+        bool shared;          /* users find each other's prefixes */
+    } cache;
+    struct {
         char *socket;         /* gRPC, Unix; "" : off */
         char *ttrpc_socket;   /* "" : off */
         char *listen;         /* HOST:PORT of gRPC on TCP; "" : off */

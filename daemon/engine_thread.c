@@ -16,16 +16,26 @@
 #include "base/clock.h"
 #include "daemon/line.h"
 
-enum { WISH_RUN = 1, WISH_CANCEL = 2, WISH_PAUSE = 4, WISH_RESUME = 8, WISH_FREE = 16 };
+enum {
+    WISH_RUN = 1,
+    WISH_CANCEL = 2,
+    WISH_PAUSE = 4,
+    WISH_RESUME = 8,
+    WISH_FREE = 16,
+    WISH_PARK = 32,
+};
 enum { IDLE_MS = 1000 };
 
 struct dd_timeline {
     dd_mail mail; /* first */
     dd_engine *engine;
     bool keep;
+    uint64_t owner;
     dd_run run; /* written by the loop while no run is posted, read by the engine thread */
     /* engine thread only */
     delta_session *session;
+    size_t n_before; /* tokens that it had when the run came */
+    bool has_appended;
     dd_timeline *prev, *next; /* of all that have a session or wait */
     dd_place place;           /* in line, if it waits */
     bool is_listed, is_waiting, is_running, is_paused;
@@ -199,7 +209,12 @@ static void end_run(dd_engine *e, dd_timeline *t, dd_note n)
     n.run = t->run.id;
     if (t->session) {
         size_t len = 0;
+        /* A turn that did not happen leaves no trace. */
+        if (t->keep && t->has_appended && n.n_generated == 0 &&
+            (n.finish == DELTA_FINISH_CANCELLED || n.finish == DELTA_FINISH_ERROR))
+            (void)delta_session_rewind(t->session, (uint32_t)t->n_before, NULL);
         const uint32_t *ids = delta_session_tokens(t->session, &len);
+        delta_session_reuse(t->session, &n.n_cached, &n.n_shared);
         n.n_timeline = (uint32_t)len;
         n.last_token = len ? ids[len - 1] : UINT32_MAX;
     }
@@ -208,6 +223,7 @@ static void end_run(dd_engine *e, dd_timeline *t, dd_note n)
         e->n_running--;
     }
     t->is_running = false;
+    t->has_appended = false;
     e->has_room_changed = true;
     if (!t->keep)
         drop_session(e, t);
@@ -223,6 +239,17 @@ static void end_with_error(dd_engine *e, dd_timeline *t, const delta_error *err)
                        .len = strlen(err->text) });
 }
 
+/* The run's tokens into the timeline, once, however often it is tried to start. */
+static int append(dd_timeline *t, delta_error *err)
+{
+    (void)delta_session_tokens(t->session, &t->n_before);
+    int r = delta_session_append(t->session, t->run.ids, t->run.n_ids, err);
+    for (size_t i = 0; r == 0 && i < t->run.n_marks; i++)
+        delta_session_mark(t->session, (uint32_t)t->n_before + t->run.marks[i]);
+    t->has_appended = r == 0;
+    return r;
+}
+
 /* false: no room now. */
 static bool start(dd_engine *e, dd_timeline *t)
 {
@@ -233,15 +260,15 @@ static bool start(dd_engine *e, dd_timeline *t)
         return true;
     }
     if (!t->session)
-        r = delta_session_new(e->engine, t->run.ctx_tokens, t, &t->session, &err);
-    else
+        r = delta_session_new(e->engine, t->owner, t, &t->session, &err);
+    if (t->session)
+        list(e, t);
+    if (r == 0 && !t->has_appended)
+        r = append(t, &err);
+    if (r == 0)
         r = delta_session_reserve(t->session, t->run.ctx_tokens, &err);
     if (r == DELTA_EBUSY)
         return false;
-    if (t->session)
-        list(e, t);
-    if (r == 0 && t->run.n_ids)
-        r = delta_session_append(t->session, t->run.ids, t->run.n_ids, &err);
     if (r == 0 && t->run.generate)
         r = delta_session_guide(t->session, t->run.guide, &err);
     if (r == 0 && t->run.generate)
@@ -281,6 +308,10 @@ static void grant(dd_engine *e, dd_timeline *t, uint32_t wishes)
         drop_session(e, t);
         free(t);
         return;
+    }
+    if ((wishes & WISH_PARK) && t->session && !t->is_running && !t->is_waiting) {
+        delta_session_park(t->session);
+        e->has_room_changed = true;
     }
     if (wishes & WISH_RUN) {
         if (wishes & WISH_CANCEL) {
@@ -323,10 +354,7 @@ static void on_event(dd_engine *e, const delta_event *v)
         n.cached = v->prefill.cached;
         tell(e, &n);
         if (!t->run.generate && n.done == n.total && t->is_running)
-            end_run(e, t,
-                    (dd_note){ .finish = DELTA_FINISH_STOP_ID,
-                               .n_prompt = n.total,
-                               .n_cached = n.cached });
+            end_run(e, t, (dd_note){ .finish = DELTA_FINISH_STOP_ID, .n_prompt = n.total });
         return;
     case DELTA_EVENT_TOKEN:
         n.kind = DD_NOTE_TOKEN;
@@ -345,7 +373,6 @@ static void on_event(dd_engine *e, const delta_event *v)
         n.finish = v->finished.reason;
         n.stop = v->finished.stop;
         n.n_prompt = v->finished.n_prompt;
-        n.n_cached = v->finished.n_cached;
         n.n_generated = v->finished.n_generated;
         n.prefill_ns = v->finished.prefill_ns;
         n.decode_ns = v->finished.decode_ns;
@@ -491,6 +518,8 @@ int dd_engine_new(uv_loop_t *loop, const dd_config *c, void (*on_note)(void *arg
         .kv_tokens = c->model.kv_tokens,
         .ctx_max = c->model.ctx_max,
         .step_tokens = c->model.step_tokens,
+        .checkpoints = c->cache.checkpoints,
+        .no_cache = !c->cache.enabled,
         .on_progress = on_progress,
         .on_note = on_engine_note,
         .arg = e,
@@ -550,11 +579,12 @@ uint64_t dd_engine_heartbeat(const dd_engine *e)
     return atomic_load(&e->heartbeat);
 }
 
-dd_timeline *dd_timeline_new(dd_engine *e, bool keep)
+dd_timeline *dd_timeline_new(dd_engine *e, uint64_t owner, bool keep)
 {
     dd_timeline *t = calloc(1, sizeof *t);
     if (t) {
         t->engine = e;
+        t->owner = owner;
         t->keep = keep;
     }
     return t;
@@ -575,6 +605,11 @@ void dd_timeline_pause(dd_timeline *t, bool paused)
 {
     dd_mailbox_post(&t->engine->box, &t->mail, paused ? WISH_PAUSE : WISH_RESUME,
                     paused ? WISH_RESUME : WISH_PAUSE);
+}
+
+void dd_timeline_park(dd_timeline *t)
+{
+    dd_mailbox_post(&t->engine->box, &t->mail, WISH_PARK, 0);
 }
 
 void dd_timeline_free(dd_timeline *t)

@@ -6,7 +6,8 @@
  * nothing to compute, or when the readers of all that run are slow, the thread sleeps.
  *
  * Every run ends with exactly one FINISHED note; until then what the run points to must stay.
- * After it a timeline without `keep` has no engine session any more.
+ * After it a timeline without `keep` has no engine session any more; one with it is as before if the
+ * turn did not happen (cancelled or failed before its first token).
  *
  * Threads    all functions are the loop's; notes come on the loop. */
 #ifndef DD_ENGINE_THREAD_H
@@ -46,7 +47,8 @@ typedef struct dd_note {
     uint32_t n_top;
     /* FINISHED */
     enum delta_finish finish;
-    uint32_t stop, n_prompt, n_cached, n_generated;
+    uint32_t stop, n_prompt, n_generated;
+    uint32_t n_cached, n_shared; /* delta_session_reuse() */
     uint64_t prefill_ns, decode_ns;
     uint32_t n_timeline, last_token; /* what the timeline holds now */
     int error;                       /* DELTA_FINISH_ERROR: the code, text says it */
@@ -56,6 +58,9 @@ typedef struct dd_run {
     uint64_t id;
     const uint32_t *ids;
     size_t n_ids;
+    const uint32_t
+        *marks; /* [n_marks] positions in ids where others may part: delta_session_mark() */
+    size_t n_marks;
     uint32_t ctx_tokens; /* room the timeline needs */
     bool generate;
     int priority; /* higher first */
@@ -78,10 +83,13 @@ const delta_tokenizer *dd_engine_tokenizer(const dd_engine *e);
 void dd_engine_stats(dd_engine *e, delta_engine_stats *ret_stats); /* as of the last step */
 uint64_t dd_engine_heartbeat(const dd_engine *e);
 
-dd_timeline *dd_timeline_new(dd_engine *e, bool keep); /* NULL: out of memory */
+/* owner: whose prefixes it finds and leaves. NULL: out of memory. */
+dd_timeline *dd_timeline_new(dd_engine *e, uint64_t owner, bool keep);
 void dd_timeline_run(dd_timeline *t, const dd_run *run);
 void dd_timeline_cancel(dd_timeline *t);
 void dd_timeline_pause(dd_timeline *t, bool paused);
+/* Leaves the device until its next run; a no-op while one runs. */
+void dd_timeline_park(dd_timeline *t);
 void dd_timeline_free(dd_timeline *t); /* its run must have ended; NULL is a no-op */
 
 #endif

@@ -327,7 +327,6 @@ static int launch(dd_live *l, dd_status *st)
     }
     uint32_t n = (uint32_t)(l->n_ids + before), room = max - n;
     l->usage.prompt = n;
-    l->usage.cached = (uint32_t)before;
     if (generates) {
         uint32_t wanted = q->stopping.max_tokens ? q->stopping.max_tokens
                                                  : s->o.config->limits.default_max_tokens;
@@ -343,16 +342,17 @@ static int launch(dd_live *l, dd_status *st)
                                   .grammar = l->grammar };
         l->think_end = delta_tokenizer_added_id(dd_engine_tokenizer(s->engine), "</think>");
     }
+    const uint64_t owner = dd_reuse_owner(l);
     uint32_t ctx = n + (generates ? q->stopping.max_tokens : 0);
     if (l->session) {
         ctx = ctx < l->session->ctx_wanted ? l->session->ctx_wanted : ctx;
         ctx = ctx > max ? max : ctx;
         if (!l->session->timeline)
-            l->session->timeline = dd_timeline_new(s->engine, true);
+            l->session->timeline = dd_timeline_new(s->engine, owner, true);
         l->timeline = l->session->timeline;
         l->session->ctx_tokens = ctx > l->session->ctx_tokens ? ctx : l->session->ctx_tokens;
     } else {
-        l->timeline = dd_timeline_new(s->engine, false);
+        l->timeline = dd_timeline_new(s->engine, owner, false);
     }
     const dd_event accepted = { .kind = DD_EVENT_ACCEPTED,
                                 .request_id = l->request_id,
@@ -369,6 +369,8 @@ static int launch(dd_live *l, dd_status *st)
     const dd_run run = { .id = l->run,
                          .ids = l->ids,
                          .n_ids = l->n_ids,
+                         .marks = l->marks,
+                         .n_marks = l->n_marks,
                          .ctx_tokens = ctx ? ctx : 1,
                          .generate = generates,
                          .priority = q->priority,
@@ -727,7 +729,9 @@ static void on_finished(dd_live *l, const dd_note *n)
     if (l->is_waiting)
         l->s->n_waiting--;
     l->is_waiting = false;
-    l->usage.cached = n->n_cached > l->usage.cached ? n->n_cached : l->usage.cached;
+    l->usage.cached = n->n_cached < l->usage.prompt ? n->n_cached : l->usage.prompt;
+    if (l->is_started)
+        dd_reuse_note(l, l->usage.cached, n->n_shared, l->usage.note, sizeof l->usage.note);
     if (failed)
         error_status(&l->outcome, n->error, n->text ? n->text : "");
     else if (n->finish != DELTA_FINISH_CANCELLED)

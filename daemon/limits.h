@@ -20,6 +20,9 @@ enum {
     DD_WATCHERS = 1024,             /* Health.Watch calls */
     DD_SESSION_MESSAGES = 1 << 16,  /* of one named session */
     DD_SESSION_BYTES = 64 << 20,    /* its transcript and tools */
+    DD_MARKS = 16,                  /* places in a prompt where states are asked for */
+    DD_CHECKPOINT_MESSAGES = 8,     /* of them, of the client's own choice */
+    DD_SALT_BYTES = 128,            /* CacheControl.salt, with the NUL */
     DD_GRAMMARS = 64,               /* compiled grammars kept for the next request */
     DD_GRAMMAR_BYTES = 256 << 20,   /* and their bytes, masks included */
 };

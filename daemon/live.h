@@ -87,9 +87,10 @@ struct dd_session {
     dd_bytes *tools;
     size_t n_tools;
     bool thinking, omit_reasoning, preserve;
-    dd_timeline *timeline; /* NULL: to be built from the transcript */
+    dd_timeline *timeline; /* NULL: to be rendered from the transcript */
     size_t n_rendered;     /* messages that the timeline holds */
     bool is_whole;         /* it holds the reasoning of all of them */
+    bool is_parked;        /* it left the device for somebody who waited */
     bool needs_end;        /* the last turn was cut before its <|im_end|> */
     bool is_open;          /* the last tool message was left open */
     uint32_t n_tokens, ctx_tokens, ctx_wanted;
@@ -135,6 +136,8 @@ struct dd_live {
     dd_request req;
     uint32_t *ids;
     size_t n_ids;
+    uint32_t marks[DD_MARKS]; /* where in ids other prompts may part from this one */
+    size_t n_marks;
     dd_timeline *timeline;
     dd_session *session;
     dd_turn turn;
@@ -210,6 +213,12 @@ int dd_request_recall(dd_service *s, uint32_t uid, dd_request *q, dd_status *st)
 bool dd_request_is_constrained(const dd_request *q);
 void dd_status_of_error(dd_status *st, const delta_error *err, const char *field);
 
+/* reuse.c */
+uint64_t dd_reuse_owner(const dd_live *l); /* whose prefixes its prompt may find */
+void dd_reuse_marks(dd_live *l);           /* l->marks, of l->ids; any thread */
+/* Why not more was found; "" if all was that can be. */
+void dd_reuse_note(const dd_live *l, uint32_t cached, uint32_t shared, char *to, size_t size);
+
 /* texts.c */
 void dd_texts_call(dd_service *s, dd_rpc *r, const uint8_t *msg, size_t len);
 void dd_texts_fail(dd_job *j, const dd_status *st); /* also after its call has ended */
@@ -229,7 +238,7 @@ void dd_session_end(dd_live *l, const dd_note *n);
 uint8_t *dd_session_answer(dd_live *l, size_t *ret_len); /* of Create and Append */
 void dd_session_call(dd_service *s, dd_rpc *r, const uint8_t *msg, size_t len);
 void dd_sessions_timer(dd_service *s, uint64_t now, uint64_t *next);
-/* Somebody waits for room: the session that was idle longest gives up its timeline. false: none. */
+/* Somebody waits for room: the session that was idle longest leaves the device. false: none. */
 bool dd_sessions_evict(dd_service *s);
 void dd_sessions_free(dd_service *s);
 

@@ -21,6 +21,17 @@ bool dd_peer_is_same_user(const dd_peer *a, const dd_peer *b)
     return memcmp(a->address, b->address, sizeof a->address) == 0;
 }
 
+uint64_t dd_peer_key(const dd_peer *p)
+{
+    if (p->is_unix)
+        return (uint64_t)p->uid + 1;
+    uint64_t h =
+        UINT64_C(0xcbf29ce484222325); /* FNV-1a: who shares a key shares a limit, no more */
+    for (size_t i = 0; i < sizeof p->address; i++)
+        h = (h ^ p->address[i]) * UINT64_C(0x100000001b3);
+    return h | UINT64_C(1) << 63;
+}
+
 bool dd_peer_is_same_client(const dd_peer *a, const dd_peer *b)
 {
     if (a->is_unix || b->is_unix)

@@ -18,6 +18,8 @@
 bool dd_peer_is_admin(const dd_peer *p);
 /* Whether both count as one user for limits. */
 bool dd_peer_is_same_user(const dd_peer *a, const dd_peer *b);
+/* A number for that user, never 0. */
+uint64_t dd_peer_key(const dd_peer *p);
 /* Whether both see the same lists and the same names given by clients. */
 bool dd_peer_is_same_client(const dd_peer *a, const dd_peer *b);
 /* Whether p, who named the daemon's own id of it, may go on with what owner made. */

@@ -313,5 +313,8 @@ int dd_prepare(dd_live *l, dd_status *st)
     if (dd_render(l->s, &l->req, &l->turn, chat, &text, &l->ids, &l->n_ids, st) < 0)
         return -1;
     delta_rendered_done(&text);
-    return l->turn.ends_last ? end_last_turn(l, st) : 0;
+    if (l->turn.ends_last && end_last_turn(l, st) < 0)
+        return -1;
+    dd_reuse_marks(l);
+    return 0;
 }

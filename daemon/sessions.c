@@ -1,9 +1,10 @@
 /* sessions.c -- named sessions: a transcript, its tools, and a timeline at the engine.
  *
  * The timeline is the truth of what was sampled; the transcript is what is needed to render the
- * next suffix and to show. A turn renders and computes only what is new. Where the timeline cannot
- * be continued (the prompt was cut in the middle, a run failed) or its place is needed by somebody
- * who waits, it is dropped and the next turn computes the whole transcript again.
+ * next suffix and to show. A turn renders and computes only what is new. If its place is needed by
+ * somebody who waits the timeline is parked: its tokens stay, and what was computed of them is in
+ * the engine's cache as long as there is room. Where it cannot be continued (reasoning is to be left
+ * out of it, memory ran out) it is dropped, and the next turn renders the whole transcript anew.
  *
  * Limits     limits.max_named_sessions; DD_SESSION_MESSAGES and DD_SESSION_BYTES each. */
 #include <assert.h>
@@ -192,6 +193,7 @@ int dd_session_begin(dd_live *l, dd_status *st)
         return -1;
     l->session = x;
     x->busy = l;
+    x->is_parked = false;
     x->used_ns = de_now_ns();
     if (l->method == DD_M_CHAT && !q->has_thinking)
         q->thinking = x->thinking;
@@ -247,10 +249,12 @@ bool dd_sessions_evict(dd_service *s)
 {
     dd_session *oldest = NULL;
     for (dd_session *x = s->sessions; x; x = x->next)
-        if (x->timeline && !x->busy && (!oldest || x->used_ns < oldest->used_ns))
+        if (x->timeline && !x->is_parked && !x->busy && (!oldest || x->used_ns < oldest->used_ns))
             oldest = x;
-    if (oldest)
-        forget_timeline(oldest);
+    if (oldest) {
+        dd_timeline_park(oldest->timeline);
+        oldest->is_parked = true;
+    }
     return oldest != NULL;
 }
 
@@ -316,7 +320,8 @@ void dd_session_end(dd_live *l, const dd_note *n)
         return;
     }
     if (!dd_session_turn_counts(n)) { /* it did not happen */
-        forget_timeline(x);
+        if (n->n_timeline != x->n_tokens)
+            forget_timeline(x);
         return;
     }
     bool is_kept = add_new(l) == 0;

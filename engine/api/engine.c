@@ -22,7 +22,11 @@ enum {
     STEP_TOKENS_MIN = 64,
     STEP_TOKENS_MAX = 16384,
     STEP_TOKENS_DEFAULT = 512,
-    DEFAULT_CTX = 8192, /* tokens of a session, where nothing says how many pages */
+    CHECKPOINTS_MAX = 1 << 16,
+    CHECKPOINTS_A_SESSION =
+        4,                 /* where nothing says how many, as long as they are an eighth of ...*/
+    CHECKPOINTS_SHARE = 8, /* ... the memory at most */
+    DEFAULT_CTX = 8192,    /* tokens of a session, where nothing says how many pages */
 };
 
 __attribute__((format(printf, 3, 4))) static void
@@ -45,6 +49,9 @@ static int check_options(const delta_engine_options *o, delta_error *err)
     if (o->max_sessions > SESSIONS_MAX)
         return delta_fail(err, DELTA_EINVALID, "max_sessions %u is not in 1..%d", o->max_sessions,
                           SESSIONS_MAX);
+    if (o->checkpoints > CHECKPOINTS_MAX)
+        return delta_fail(err, DELTA_EINVALID, "checkpoints %u is not in 0..%d", o->checkpoints,
+                          CHECKPOINTS_MAX);
     if (o->step_tokens && (o->step_tokens < STEP_TOKENS_MIN || o->step_tokens > STEP_TOKENS_MAX))
         return delta_fail(err, DELTA_EINVALID, "step_tokens %u is not in %d..%d", o->step_tokens,
                           STEP_TOKENS_MIN, STEP_TOKENS_MAX);
@@ -234,6 +241,18 @@ static int make_plan(delta_engine *e, const delta_engine_options *o, de_model_op
     if (r < 0)
         return r;
     const uint64_t memory = de_backend_memory(e->backend);
+    if (!o->no_cache) {
+        const uint64_t slot = one.state_bytes / info->max_sessions;
+        uint64_t n = o->checkpoints ? o->checkpoints : info->max_sessions * CHECKPOINTS_A_SESSION;
+        if (!o->checkpoints && slot && n > memory / CHECKPOINTS_SHARE / slot)
+            n = memory / CHECKPOINTS_SHARE / slot;
+        e->has_cache = n > 0;
+        info->checkpoints = (uint32_t)n;
+        mo.n_slots += (uint32_t)n;
+        r = de_model_plan(&e->shape, e->binding, &mo, &one, err);
+        if (r < 0)
+            return r;
+    }
     uint64_t tokens = o->kv_tokens;
     if (tokens == 0)
         tokens = default_kv_tokens(e, &one, memory);
@@ -264,44 +283,45 @@ static int make_plan(delta_engine *e, const delta_engine_options *o, de_model_op
         return delta_fail(
             err, DELTA_ENOMEM,
             "the plan needs %.2f GiB of %.2f GiB: weights %.2f, KV %.2f (%llu tokens), "
-            "state %.2f (%u sessions), workspace %.2f",
+            "state %.2f (%u sessions, %u checkpoints), workspace %.2f",
             gib(sum), gib(memory), gib(plan.weights_bytes), gib(plan.kv_bytes),
             (unsigned long long)pages * DE_PAGE, gib(plan.state_bytes), info->max_sessions,
-            gib(info->workspace_bytes));
+            info->checkpoints, gib(info->workspace_bytes));
     note(o, DELTA_NOTE_INFO,
-         "memory: weights %.3f GiB, KV %.3f GiB (%llu tokens), state %.3f GiB (%u sessions), "
-         "workspace %.3f GiB",
+         "memory: weights %.3f GiB, KV %.3f GiB (%llu tokens), state %.3f GiB (%u sessions, "
+         "%u checkpoints), workspace %.3f GiB",
          gib(plan.weights_bytes), gib(plan.kv_bytes), (unsigned long long)pages * DE_PAGE,
-         gib(plan.state_bytes), info->max_sessions, gib(info->workspace_bytes));
+         gib(plan.state_bytes), info->max_sessions, info->checkpoints, gib(info->workspace_bytes));
     *ret_mo = mo;
     return 0;
 }
 
-static int allocate_workspace(delta_engine *e, uint32_t n_pages, delta_error *err)
+static int allocate_workspace(delta_engine *e, const de_model_options *mo, delta_error *err)
 {
     const size_t n = e->info.max_sessions;
-    int r = de_kv_pages_init(&e->kv, n_pages, err);
+    int r = de_kv_pages_init(&e->kv, mo->n_pages, err);
     if (r == 0)
-        r = de_gdn_slots_init(&e->slots, e->info.max_sessions, err);
+        r = de_gdn_slots_init(&e->slots, mo->n_slots, err);
     if (r == 0)
         r = de_sample_scratch_init(&e->scratch, e->info.n_vocab, err);
     if (r < 0)
         return r;
-    e->by_slot = calloc(n, sizeof *e->by_slot);
+    e->by_seat = calloc(n, sizeof *e->by_seat);
     e->row_tokens = calloc(e->step_tokens, sizeof *e->row_tokens);
     e->row_pos = calloc(e->step_tokens, sizeof *e->row_pos);
     e->items = calloc(n, sizeof *e->items);
     e->of_item = calloc(n, sizeof *e->of_item);
     e->order = calloc(n, sizeof *e->order);
     e->seqs = calloc(e->max_seqs, sizeof *e->seqs);
+    e->marks = calloc(e->step_tokens / DE_CHUNK + e->max_seqs, sizeof *e->marks);
     e->logits = de_backend_host_alloc(e->backend,
                                       (size_t)e->max_seqs * e->info.n_vocab * sizeof *e->logits);
     e->events = calloc(n * DE_EVENTS_PER_SESSION, sizeof *e->events);
     e->text = calloc(n, e->text_bytes);
     e->top = calloc(n * DELTA_MAX_TOP_LOGPROBS, sizeof *e->top);
     e->allowed = calloc(e->info.n_vocab / 32 + 1, sizeof *e->allowed);
-    if (!e->by_slot || !e->row_tokens || !e->row_pos || !e->items || !e->of_item || !e->order ||
-        !e->seqs || !e->logits || !e->events || !e->text || !e->top || !e->allowed)
+    if (!e->by_seat || !e->row_tokens || !e->row_pos || !e->items || !e->of_item || !e->order ||
+        !e->seqs || !e->marks || !e->logits || !e->events || !e->text || !e->top || !e->allowed)
         return delta_fail(err, DELTA_ENOMEM, "workspace of a step: %llu bytes",
                           (unsigned long long)host_bytes(e));
     return 0;
@@ -325,11 +345,13 @@ int delta_engine_open(const delta_engine_options *o, delta_engine **ret_e, delta
     }
     if ((r = choose_backend(e, o, err)) < 0 || (r = open_checkpoint(e, o, err)) < 0 ||
         (r = open_tokenizer(e, o->model_dir, err)) < 0 || (r = make_plan(e, o, &mo, err)) < 0 ||
-        (r = allocate_workspace(e, mo.n_pages, err)) < 0)
+        (r = allocate_workspace(e, &mo, err)) < 0)
         goto fail;
     r = de_model_open(e->weights, &e->shape, e->binding, &mo, &e->model, err);
     if (r < 0)
         goto fail;
+    de_prefix_init(&e->prefix, &e->kv, &e->slots, DE_PAGE, de_model_slot_bytes(e->model),
+                   de_model_page_bytes(e->model));
     e->info.model_name = e->model_name;
     e->info.backend = de_backend_name(e->backend);
     e->info.quantization = e->quantization;
@@ -349,18 +371,20 @@ void delta_engine_free(delta_engine *e)
     de_binding_free(e->binding);
     de_weights_free(e->weights);
     delta_tokenizer_free(e->tokenizer);
+    de_prefix_done(&e->prefix);
     de_kv_pages_done(&e->kv);
     de_gdn_slots_done(&e->slots);
     de_sample_scratch_done(&e->scratch);
     free(e->model_name);
     free(e->holes);
-    free(e->by_slot);
+    free(e->by_seat);
     free(e->row_tokens);
     free(e->row_pos);
     free(e->items);
     free(e->of_item);
     free(e->order);
     free(e->seqs);
+    free(e->marks);
     if (e->logits)
         de_backend_host_free(e->backend, e->logits);
     free(e->events);
@@ -384,8 +408,24 @@ void delta_engine_stats_get(const delta_engine *e, delta_engine_stats *ret_stats
 {
     delta_engine_stats s = e->stats;
     s.sessions_max = e->info.max_sessions;
-    s.sessions_used = e->slots.total - e->slots.n_free;
+    s.sessions_used = 0;
+    for (uint32_t i = 0; i < e->info.max_sessions; i++)
+        s.sessions_used += e->by_seat[i] != NULL;
     s.pages_total = e->kv.total;
-    s.pages_used = e->kv.total - e->kv.n_free;
+    s.pages_used = e->kv.total - e->kv.n_free - e->kv.n_idle;
+    s.pages_cached = e->kv.n_idle;
+    s.checkpoints = e->prefix.stats.nodes;
+    s.checkpoints_max = e->info.checkpoints;
+    s.cache_finds = e->prefix.stats.finds;
+    s.cache_hits = e->prefix.stats.hits;
+    s.cache_evictions = e->prefix.stats.evictions;
     *ret_stats = s;
+}
+
+bool de_engine_take_slot(delta_engine *e, uint32_t *ret_slot)
+{
+    while (de_gdn_slots_take(&e->slots, ret_slot, NULL) < 0)
+        if (!de_prefix_evict(&e->prefix, false))
+            return false;
+    return true;
 }

@@ -9,6 +9,7 @@
 #include "base/clock.h"
 #include "cache/gdn_slots.h"
 #include "cache/kv_pages.h"
+#include "cache/prefix.h"
 #include "delta/engine.h"
 #include "delta/session.h"
 #include "delta/step.h"
@@ -22,6 +23,10 @@
 enum {
     DE_TOKENS_PER_STEP = 1 + DE_FORCED_MAX,
     DE_EVENTS_PER_SESSION = 2 + DE_TOKENS_PER_STEP * 6,
+    /* A long append is kept a state of every so many tokens, wherever it came from. */
+    DE_MARK_EVERY = 4096,
+    /* A state less than that behind another one is not worth a slot when its session ends. */
+    DE_MARK_GAIN = 16,
 };
 
 /* All of this is allocated by delta_engine_open(). */
@@ -42,7 +47,9 @@ struct delta_engine {
 
     de_kv_pages kv;
     de_gdn_slots slots;
-    delta_session **by_slot; /* [max_sessions], NULL where free */
+    bool has_cache;
+    de_prefix prefix;
+    delta_session **by_seat; /* [max_sessions], NULL where free: those that have a slot and pages */
 
     /* one step */
     uint32_t step_tokens, max_seqs;
@@ -52,12 +59,13 @@ struct delta_engine {
     delta_session **of_item; /* [max_sessions] */
     uint32_t *order;         /* [max_sessions] */
     de_batch_seq *seqs;      /* [max_seqs] */
+    de_batch_mark *marks;    /* [step_tokens / DE_CHUNK + max_seqs] */
     float *logits;           /* [max_seqs, n_vocab] */
     de_sample_scratch scratch;
     uint32_t *allowed;   /* [n_vocab / 32 + 1] the mask of one row */
     delta_event *events; /* [max_sessions * DE_EVENTS_PER_SESSION] */
     size_t n_events;
-    char *text; /* [max_sessions, text_bytes]: what the events of a slot's session point to */
+    char *text; /* [max_sessions, text_bytes]: what the events of a seat's session point to */
     size_t text_bytes;
     delta_top_logprob *top; /* [max_sessions, DELTA_MAX_TOP_LOGPROBS] */
 
@@ -68,29 +76,36 @@ struct delta_engine {
 struct delta_session {
     delta_engine *engine;
     void *user;
-    uint32_t slot;   /* UINT32_MAX: none yet */
+    uint64_t owner;
+    /* While it is resident: a seat, a state slot and pages for `room` tokens. */
+    uint32_t seat; /* UINT32_MAX: none, and none of the others */
+    uint32_t slot;
     uint32_t *pages; /* [n_pages] */
     uint32_t n_pages;
-    uint32_t room;    /* tokens reserved */
-    uint32_t *tokens; /* [room] */
-    uint8_t *cuts;    /* [room / 8 + 1] bit i: an append ended before token i */
+    uint32_t room;     /* tokens reserved */
+    uint32_t capacity; /* of tokens, cuts and marks */
+    uint32_t *tokens;  /* [capacity] */
+    uint8_t *cuts;     /* [capacity / 8 + 1] bit i: an append ended before token i */
+    uint8_t *marks;    /* [capacity / DE_CHUNK / 8 + 1] bit i: the state behind i chunks is kept */
 
     /* 0 <= computed <= n; appended_end <= n. Tokens from computed on wait for a step. */
     uint32_t n, computed;
     uint32_t appended_from; /* where the appends begin that are being computed */
     uint32_t appended_end;  /* and end; work is pending while computed < appended_end */
     uint32_t piece_from;    /* start of what is computed up to the next cut; <= computed */
-    uint32_t sampled_end;   /* behind the last sampled token */
+    uint32_t settled;       /* behind the last token that was sampled, or ever computed */
     float *saved_logits;    /* [n_vocab] of the last token */
     bool has_logits;        /* they are valid: computed == n, nothing was sampled from them */
-    uint32_t waited;        /* steps without a row */
-    size_t text_used;       /* of the slot's text, by this step */
+    bool is_bad;      /* its state gave logits that are no numbers: nobody may go on from it */
+    uint32_t waited;  /* steps without a row */
+    size_t text_used; /* of the slot's text, by this step */
     bool paused;
     atomic_bool cancel;
 
     /* this turn: from the first append or generate after the last FINISHED */
     bool in_turn;
     uint32_t turn_cached;                   /* tokens that were in the state when it began */
+    uint32_t turn_shared;                   /* tokens of it that some kept prefix begins with */
     uint64_t work_ns;                       /* start of the running piece of prefill, or 0 */
     uint64_t prefill_ns, first_ns, last_ns; /* spent before; times of first and last token */
 
@@ -104,6 +119,22 @@ struct delta_session {
     de_stop stop;
     delta_detok detok;
 };
+
+static inline bool de_session_is_resident(const delta_session *s)
+{
+    return s->seat != UINT32_MAX;
+}
+
+static inline bool de_session_uses_cache(const delta_session *s)
+{
+    return s->engine->has_cache && s->owner != DELTA_OWNER_NONE;
+}
+
+/* The timeline ends behind n tokens; the state may not hold more. */
+void de_session_truncate(delta_session *s, uint32_t n);
+
+/* A state slot that is free, or was given up by the cache. false: all are sessions' own. */
+bool de_engine_take_slot(delta_engine *e, uint32_t *ret_slot);
 
 static inline bool de_session_has_work(const delta_session *s)
 {

@@ -1,7 +1,12 @@
 /* session.c -- life of a session: room, timeline, and what was asked of it.
  *
  * Nothing is computed here; api/step.c does that. What a session needs is
- * allocated when it is made, grown or set to generate, never by a step. */
+ * allocated when it is made, grown or set to generate, never by a step.
+ *
+ * A session that leaves the device (park, free, rewind) leaves its state to the prefix cache, slot
+ * and all; one that comes to it (reserve) begins where the longest kept prefix of its tokens ends.
+ * So fork, rewind and the next request of a client without a session are the same thing: a timeline
+ * that looks for what is known of it. */
 #include <assert.h>
 #include <math.h>
 #include <stdlib.h>
@@ -9,6 +14,8 @@
 
 #include "api/internal.h"
 #include "base/bits.h"
+
+_Static_assert((int)DELTA_CACHE_CHUNK == (int)DE_CHUNK, "marks are borders of chunks");
 
 static uint32_t pages_for(uint32_t tokens)
 {
@@ -26,77 +33,83 @@ static bool grow(void *array, size_t size)
     return p != NULL;
 }
 
-int delta_session_reserve(delta_session *s, uint32_t ctx_tokens, delta_error *err)
+/* Bytes of a set of n bits, and one more. */
+static size_t bit_bytes(uint32_t n)
 {
-    delta_engine *e = s->engine;
-    if (ctx_tokens == 0 || ctx_tokens > e->info.ctx_max)
-        return delta_fail(err, DELTA_EINVALID, "ctx_tokens %u is not in 1..%u", ctx_tokens,
-                          e->info.ctx_max);
-    if (ctx_tokens <= s->room)
+    return (size_t)n / 8 + 1;
+}
+
+/* Lets the timeline have n tokens on the host. */
+static int grow_timeline(delta_session *s, uint32_t n, delta_error *err)
+{
+    if (n <= s->capacity && s->tokens)
         return 0;
-    const uint32_t n_pages = pages_for(ctx_tokens);
-    const size_t cut_bytes = (size_t)ctx_tokens / 8 + 1,
-                 old_cut_bytes = s->cuts ? (size_t)s->room / 8 + 1 : 0;
-    if (!grow(&s->tokens, ctx_tokens * sizeof *s->tokens) || !grow(&s->cuts, cut_bytes) ||
-        !grow(&s->pages, n_pages * sizeof *s->pages))
-        return delta_fail(err, DELTA_ENOMEM, "session of %u tokens", ctx_tokens);
-    memset(s->cuts + old_cut_bytes, 0, cut_bytes - old_cut_bytes);
-    int r = de_kv_pages_take(&e->kv, n_pages - s->n_pages, s->pages + s->n_pages, err);
-    if (r < 0)
-        return r;
-    s->n_pages = n_pages;
-    s->room = ctx_tokens;
+    const size_t cuts = bit_bytes(n), marks = bit_bytes(n / DE_CHUNK),
+                 old_cuts = s->cuts ? bit_bytes(s->capacity) : 0,
+                 old_marks = s->marks ? bit_bytes(s->capacity / DE_CHUNK) : 0;
+    if (!grow(&s->tokens, (n + 1) * sizeof *s->tokens) || !grow(&s->cuts, cuts))
+        return delta_fail(err, DELTA_ENOMEM, "session of %u tokens", n);
+    memset(s->cuts + old_cuts, 0, cuts - old_cuts);
+    if (!grow(&s->marks, marks))
+        return delta_fail(err, DELTA_ENOMEM, "session of %u tokens", n);
+    memset(s->marks + old_marks, 0, marks - old_marks);
+    s->capacity = n;
     return 0;
 }
 
-int delta_session_new(delta_engine *e, uint32_t ctx_tokens, void *user, delta_session **ret_s,
-                      delta_error *err)
+/* ---- room */
+
+/* Pages, of those that are free and those that only the cache holds. */
+static int take_pages(delta_engine *e, uint32_t n, uint32_t *ret_pages, delta_error *err)
 {
-    assert(e && ret_s);
-    delta_session *s = calloc(1, sizeof *s);
-    if (!s)
-        return delta_fail(err, DELTA_ENOMEM, "session: %zu bytes", sizeof *s);
-    s->engine = e;
-    s->user = user;
-    s->slot = UINT32_MAX;
-    atomic_init(&s->cancel, false);
-    int r = delta_session_reserve(s, ctx_tokens, err);
-    if (r < 0)
-        goto fail;
-    s->saved_logits = malloc((size_t)e->info.n_vocab * sizeof *s->saved_logits);
-    if (!s->saved_logits) {
-        r = delta_fail(err, DELTA_ENOMEM, "logits of a session");
-        goto fail;
-    }
-    r = de_gdn_slots_take(&e->slots, &s->slot, err);
-    if (r < 0)
-        goto fail;
-    de_model_slot_clear(e->model, s->slot);
-    e->by_slot[s->slot] = s;
-    *ret_s = s;
-    return 0;
-fail:
-    delta_session_free(s);
-    return r;
+    if (n > (uint64_t)e->kv.n_free + e->kv.n_idle)
+        return delta_fail(err, DELTA_EBUSY, "%u KV pages wanted, %u of %u can be had", n,
+                          e->kv.n_free + e->kv.n_idle, e->kv.total);
+    while (n > e->kv.n_free && de_prefix_evict(&e->prefix, true))
+        ;
+    return de_kv_pages_take(&e->kv, n, ret_pages, err);
 }
 
-void delta_session_free(delta_session *s)
+/* The state, and pages for ctx_tokens, from what is kept of the timeline's first `most` tokens, or
+ * from nothing; a seat is free. DELTA_EBUSY: with this prefix there is no room. */
+static int settle(delta_session *s, uint32_t ctx_tokens, de_prefix_node *from, delta_error *err)
 {
-    if (!s)
-        return;
     delta_engine *e = s->engine;
-    if (s->slot != UINT32_MAX) {
-        e->by_slot[s->slot] = NULL;
-        de_gdn_slots_give(&e->slots, s->slot);
+    const uint32_t at = from ? from->end : 0, whole = at / DE_PAGE, total = pages_for(ctx_tokens);
+    if (from) {
+        uint32_t *had = s->pages; /* at most one page more than it will keep */
+        de_prefix_pages(&e->prefix, from, had);
+        de_kv_pages_share(&e->kv, had, pages_for(at));
+        from->pins++;
     }
-    de_kv_pages_give(&e->kv, s->pages, s->n_pages);
-    de_sampler_done(&s->sampler);
-    de_guide_done(&s->guide);
-    free(s->pages);
-    free(s->tokens);
-    free(s->cuts);
-    free(s->saved_logits);
-    free(s);
+    const uint32_t half = at % DE_PAGE ? s->pages[whole] : 0; /* the page that `at` is in */
+    int r = de_engine_take_slot(e, &s->slot)
+                ? 0
+                : delta_fail(err, DELTA_EBUSY, "all %u state slots are taken", e->slots.total);
+    if (r == 0) {
+        r = take_pages(e, total - whole, s->pages + whole, err);
+        if (r < 0)
+            de_gdn_slots_give(&e->slots, s->slot);
+    }
+    if (from)
+        from->pins--;
+    if (r == 0 && at % DE_PAGE)
+        r = de_model_page_copy(e->model, half, s->pages[whole], &e->fault);
+    if (r == 0 && from)
+        r = de_model_slot_copy(e->model, from->slot, s->slot, &e->fault);
+    else if (r == 0)
+        de_model_slot_clear(e->model, s->slot);
+    if (at % DE_PAGE)
+        de_kv_pages_give(&e->kv, &half, 1);
+    if (r < 0) {
+        if (e->fault.code) /* pages and slots do not matter any more */
+            return delta_fail(err, e->fault.code, "%s", e->fault.text);
+        de_kv_pages_give(&e->kv, s->pages, whole);
+        return r;
+    }
+    s->n_pages = total;
+    s->computed = s->piece_from = at;
+    return 0;
 }
 
 /* From idle to busy: a cancel that came before is not meant for what begins now. */
@@ -107,33 +120,262 @@ static void begin(delta_session *s)
     if (s->in_turn)
         return;
     s->in_turn = true;
-    s->turn_cached = s->computed;
+    s->turn_cached = s->turn_shared = s->computed;
     s->work_ns = s->prefill_ns = 0;
     s->n_generated = 0;
 }
 
+static int make_resident(delta_session *s, uint32_t ctx_tokens, delta_error *err)
+{
+    delta_engine *e = s->engine;
+    uint32_t seat = 0, shared = 0;
+    while (seat < e->info.max_sessions && e->by_seat[seat])
+        seat++;
+    if (seat == e->info.max_sessions)
+        return delta_fail(err, DELTA_EBUSY, "all %u sessions are at work", seat);
+    if (!grow(&s->pages, (pages_for(ctx_tokens) + 1) * sizeof *s->pages))
+        return delta_fail(err, DELTA_ENOMEM, "session of %u tokens", ctx_tokens);
+    /* The last token is computed again where its logits are not at hand. */
+    uint32_t most = s->has_logits || s->n == 0 ? s->n : s->n - 1;
+    const bool had_logits = s->has_logits;
+    int r;
+    for (;;) {
+        de_prefix_node *from = e->has_cache && most ? de_prefix_find(&e->prefix, s->owner,
+                                                                     s->tokens, s->n, most, &shared)
+                                                    : NULL;
+        r = settle(s, ctx_tokens, from, err);
+        if (r != DELTA_EBUSY || !from)
+            break;
+        most = from->end - 1; /* its last page, which must be copied, may be the one too many */
+    }
+    if (r < 0)
+        return r;
+    e->stats.cache_tokens += s->computed;
+    s->seat = seat;
+    e->by_seat[seat] = s;
+    s->has_logits = had_logits && s->computed == s->n;
+    if (s->computed <
+        s->n) { /* what the cache lacks is to be computed, again or for the first time */
+        const bool is_behind = s->appended_end <= s->computed || s->computed < s->appended_from;
+        begin(s);
+        if (is_behind)
+            s->appended_from = s->computed;
+        s->appended_end = s->n;
+    }
+    s->turn_cached = s->computed;
+    s->turn_shared = shared > s->computed ? shared : s->computed;
+    return 0;
+}
+
+int delta_session_reserve(delta_session *s, uint32_t ctx_tokens, delta_error *err)
+{
+    delta_engine *e = s->engine;
+    if (ctx_tokens == 0 || ctx_tokens > e->info.ctx_max)
+        return delta_fail(err, DELTA_EINVALID, "ctx_tokens %u is not in 1..%u", ctx_tokens,
+                          e->info.ctx_max);
+    if (ctx_tokens < s->n)
+        return delta_fail(err, DELTA_EINVALID, "ctx_tokens %u: the session has %u already",
+                          ctx_tokens, s->n);
+    int r = grow_timeline(s, ctx_tokens, err);
+    if (r < 0)
+        return r;
+    if (!de_session_is_resident(s)) {
+        r = make_resident(s, ctx_tokens, err);
+    } else if (ctx_tokens > s->room) {
+        const uint32_t n = pages_for(ctx_tokens);
+        if (!grow(&s->pages, (n + 1) * sizeof *s->pages))
+            return delta_fail(err, DELTA_ENOMEM, "session of %u tokens", ctx_tokens);
+        r = take_pages(e, n - s->n_pages, s->pages + s->n_pages, err);
+        s->n_pages = r < 0 ? s->n_pages : n;
+    }
+    if (r == 0 && ctx_tokens > s->room)
+        s->room = ctx_tokens;
+    return r;
+}
+
+/* The state behind s->computed into the cache, in the slot or, to keep that, in a copy. false: it
+ * is not worth it, or was there, or there is no room; the slot is as before. */
+static bool keep_state(delta_session *s, bool copy)
+{
+    delta_engine *e = s->engine;
+    uint32_t slot = s->slot;
+    if (!de_session_uses_cache(s) || s->computed == 0 || s->is_bad || e->fault.code ||
+        de_prefix_has(&e->prefix, s->owner, s->tokens, s->computed))
+        return false;
+    if (copy) {
+        if (!de_engine_take_slot(e, &slot))
+            return false;
+        if (de_model_slot_copy(e->model, s->slot, slot, &e->fault) < 0)
+            return false;
+    } else {
+        if (s->computed - de_prefix_reach(&e->prefix, s->owner, s->tokens, s->computed) <
+            DE_MARK_GAIN)
+            return false;
+    }
+    const bool is_kept =
+        de_prefix_add(&e->prefix, s->owner, s->tokens, s->computed, s->pages, slot);
+    if (!is_kept && copy)
+        de_gdn_slots_give(&e->slots, slot);
+    return is_kept;
+}
+
+void delta_session_park(delta_session *s)
+{
+    delta_engine *e = s->engine;
+    if (!de_session_is_resident(s))
+        return;
+    if (!de_session_has_work(s))
+        s->appended_from = s->appended_end = 0;
+    if (!keep_state(s, false))
+        de_gdn_slots_give(&e->slots, s->slot);
+    de_kv_pages_give(&e->kv, s->pages, s->n_pages);
+    e->by_seat[s->seat] = NULL;
+    s->seat = s->slot = UINT32_MAX;
+    s->n_pages = s->room = 0;
+    s->has_logits = s->has_logits && s->computed == s->n;
+    s->computed = s->piece_from = 0;
+}
+
+int delta_session_new(delta_engine *e, uint64_t owner, void *user, delta_session **ret_s,
+                      delta_error *err)
+{
+    assert(e && ret_s);
+    delta_session *s = calloc(1, sizeof *s);
+    if (!s)
+        return delta_fail(err, DELTA_ENOMEM, "session: %zu bytes", sizeof *s);
+    s->engine = e;
+    s->owner = owner;
+    s->user = user;
+    s->seat = s->slot = UINT32_MAX;
+    atomic_init(&s->cancel, false);
+    s->saved_logits = malloc((size_t)e->info.n_vocab * sizeof *s->saved_logits);
+    if (!s->saved_logits) {
+        free(s);
+        return delta_fail(err, DELTA_ENOMEM, "logits of a session");
+    }
+    *ret_s = s;
+    return 0;
+}
+
+void delta_session_free(delta_session *s)
+{
+    if (!s)
+        return;
+    delta_session_park(s);
+    de_sampler_done(&s->sampler);
+    de_guide_done(&s->guide);
+    free(s->pages);
+    free(s->tokens);
+    free(s->cuts);
+    free(s->marks);
+    free(s->saved_logits);
+    free(s);
+}
+
+/* ---- the timeline */
+
 int delta_session_append(delta_session *s, const uint32_t *ids, size_t n, delta_error *err)
 {
+    const uint32_t max = s->engine->info.ctx_max;
     if (s->generating)
         return delta_fail(err, DELTA_ESTATE, "append while generating");
-    if (n > s->room - s->n)
+    if (n > max - s->n)
         return delta_fail(err, DELTA_ELIMIT,
-                          "%zu tokens do not fit: %u of the %u reserved are used", n, s->n,
-                          s->room);
+                          "%zu tokens do not fit: the session has %u, the most is %u", n, s->n,
+                          max);
     for (size_t i = 0; i < n; i++)
         if (ids[i] >= s->engine->info.n_vocab)
             return delta_fail(err, DELTA_EINVALID, "token %u at %zu is not in 0..%u", ids[i], i,
                               s->engine->info.n_vocab - 1);
     if (n == 0)
         return 0;
+    int r = grow_timeline(s, s->n + (uint32_t)n, err);
+    if (r < 0)
+        return r;
     begin(s);
     if (s->computed >= s->appended_end)
         s->appended_from = s->n;
     memcpy(s->tokens + s->n, ids, n * sizeof *ids);
+    const uint32_t before = s->n;
     s->n += (uint32_t)n;
     s->appended_end = s->n;
     s->cuts[s->n / 8] |= (uint8_t)(1u << (s->n % 8));
+    for (uint32_t at = (before / DE_MARK_EVERY + 1) * DE_MARK_EVERY; at <= s->n;
+         at += DE_MARK_EVERY)
+        delta_session_mark(s, at);
     s->has_logits = false;
+    return 0;
+}
+
+void delta_session_mark(delta_session *s, uint32_t n_tokens)
+{
+    const uint32_t chunks = (n_tokens < s->n ? n_tokens : s->n) / DE_CHUNK;
+    if (s->marks)
+        s->marks[chunks / 8] |= (uint8_t)(1u << (chunks % 8));
+}
+
+void de_session_truncate(delta_session *s, uint32_t n)
+{
+    assert(n <= s->n);
+    for (uint32_t i = n + 1; i <= s->n; i++)
+        s->cuts[i / 8] &= (uint8_t) ~(1u << (i % 8));
+    for (uint32_t i = n / DE_CHUNK + 1; i <= s->n / DE_CHUNK; i++)
+        s->marks[i / 8] &= (uint8_t) ~(1u << (i % 8));
+    s->settled = s->settled < n ? s->settled : n;
+    s->n = n;
+}
+
+static int check_idle(const delta_session *s, delta_error *err)
+{
+    return s->generating || de_session_has_work(s)
+               ? delta_fail(err, DELTA_ESTATE, "the session is at work")
+               : 0;
+}
+
+int delta_session_rewind(delta_session *s, uint32_t n_tokens, delta_error *err)
+{
+    int r = check_idle(s, err);
+    if (r < 0)
+        return r;
+    if (n_tokens > s->n)
+        return delta_fail(err, DELTA_EINVALID, "rewind to %u: the session has %u tokens", n_tokens,
+                          s->n);
+    if (n_tokens == s->n)
+        return 0;
+    if (s->computed > n_tokens)
+        delta_session_park(s); /* what it was can be found again */
+    de_session_truncate(s, n_tokens);
+    s->has_logits = false;
+    s->appended_from = s->appended_end = 0;
+    s->in_turn = false;
+    return 0;
+}
+
+int delta_session_fork(delta_session *s, void *user, delta_session **ret_s, delta_error *err)
+{
+    int r = check_idle(s, err);
+    delta_session *x = NULL;
+    if (r == 0)
+        r = delta_session_new(s->engine, s->owner, user, &x, err);
+    if (r == 0)
+        r = grow_timeline(x, s->n, err);
+    if (r < 0) {
+        delta_session_free(x);
+        return r;
+    }
+    if (de_session_is_resident(s))
+        (void)keep_state(s, true);
+    if (s->n) {
+        memcpy(x->tokens, s->tokens, s->n * sizeof *x->tokens);
+        memcpy(x->cuts, s->cuts, bit_bytes(s->n));
+        memcpy(x->marks, s->marks, bit_bytes(s->n / DE_CHUNK));
+    }
+    x->n = s->n;
+    x->settled = s->settled;
+    x->has_logits = s->has_logits;
+    if (s->has_logits)
+        memcpy(x->saved_logits, s->saved_logits, s->engine->info.n_vocab * sizeof(float));
+    *ret_s = x;
     return 0;
 }
 
@@ -153,10 +395,12 @@ int delta_session_generate(delta_session *s, const delta_sampling *sampling,
         return delta_fail(err, DELTA_ESTATE, "a generation is running");
     if (s->n == 0)
         return delta_fail(err, DELTA_ESTATE, "the session has no token to go on from");
+    if (!de_session_is_resident(s))
+        return delta_fail(err, DELTA_ESTATE, "the session has no room: reserve some first");
     if (s->computed == s->n && !s->has_logits)
         return delta_fail(err, DELTA_ESTATE,
                           "the last prefill was cut short: append before generating");
-    if (s->n == s->room)
+    if (s->n >= s->room)
         return delta_fail(err, DELTA_ELIMIT, "all %u tokens reserved are used", s->room);
     int r = delta_sampling_check(sampling, e->info.n_vocab, err);
     if (r == 0)
@@ -202,6 +446,12 @@ const uint32_t *delta_session_tokens(const delta_session *s, size_t *ret_n)
 {
     *ret_n = s->n;
     return s->tokens;
+}
+
+void delta_session_reuse(const delta_session *s, uint32_t *ret_cached, uint32_t *ret_shared)
+{
+    *ret_cached = s->turn_cached;
+    *ret_shared = s->turn_shared;
 }
 
 size_t delta_session_computed(const delta_session *s)

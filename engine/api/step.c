@@ -7,7 +7,8 @@
  * the session, so that a later generate need not wait for a forward. The token
  * sampled last is not computed until there is more to do.
  *
- * A step allocates nothing: everything was made by open, new and generate.
+ * A step allocates nothing for the tokens it makes: that was done by open, append, reserve and
+ * generate. Only what the prefix cache learns gets memory here, and goes without if there is none.
  * What one session's logits do (NaN) ends that session; what a forward reports
  * ends the engine. */
 #include <assert.h>
@@ -40,7 +41,7 @@ static void push_text(delta_session *s, const char *bytes, size_t len, int64_t a
 /* Where the session's text of this step goes, one piece behind the other. */
 static char *text_at(const delta_session *s)
 {
-    return s->engine->text + (size_t)s->slot * s->engine->text_bytes + s->text_used;
+    return s->engine->text + (size_t)s->seat * s->engine->text_bytes + s->text_used;
 }
 
 /* Where a piece is made before it is released to text_at(). */
@@ -123,15 +124,13 @@ static void finish(delta_session *s, enum delta_finish reason, uint32_t stop,
     s->waited = 0;
 }
 
-/* Drops what was appended and not computed; a sampled token stays. */
+/* Drops what was appended and never computed; a sampled token stays. */
 static void drop_pending(delta_session *s)
 {
-    const uint32_t n = s->computed > s->sampled_end ? s->computed : s->sampled_end;
-    for (uint32_t i = n + 1; i <= s->n; i++)
-        s->cuts[i / 8] &= (uint8_t) ~(1u << (i % 8));
-    s->n = n;
+    const uint32_t n = s->computed > s->settled ? s->computed : s->settled;
+    de_session_truncate(s, n);
     s->piece_from = s->computed;
-    s->appended_end = n < s->appended_end ? 0 : s->appended_end;
+    s->appended_from = s->appended_end = 0; /* also where settled tokens were computed again */
 }
 
 static void finish_cancelled(delta_session *s)
@@ -160,8 +159,8 @@ static uint32_t plan(delta_engine *e)
 {
     uint32_t n = 0;
     for (uint32_t i = 0; i < e->info.max_sessions; i++) {
-        delta_session *s = e->by_slot[i];
-        if (!s || s->paused || !de_session_has_work(s) || s->computed == s->n)
+        delta_session *s = e->by_seat[i];
+        if (!s || s->paused || !de_session_has_work(s) || s->computed == s->n || s->n > s->room)
             continue;
         e->of_item[n] = s;
         e->items[n++] = (de_plan_item){ .start = s->computed,
@@ -175,9 +174,24 @@ static uint32_t plan(delta_engine *e)
     return chosen;
 }
 
+/* Slots for the states that are to be kept of rows [s->computed, end), as long as there are some. */
+static uint32_t take_marks(delta_session *s, uint32_t end, de_batch_mark *marks)
+{
+    delta_engine *e = s->engine;
+    uint32_t n = 0;
+    if (!de_session_uses_cache(s))
+        return 0;
+    for (uint32_t c = s->computed / DE_CHUNK + 1; c * DE_CHUNK <= end; c++)
+        if (s->marks[c / 8] >> (c % 8) & 1 &&
+            !de_prefix_has(&e->prefix, s->owner, s->tokens, c * DE_CHUNK) &&
+            de_engine_take_slot(e, &marks[n].slot))
+            marks[n++].end = c * DE_CHUNK;
+    return n;
+}
+
 static void fill_batch(delta_engine *e, uint32_t n_seqs, uint64_t now, de_batch *ret_batch)
 {
-    uint32_t row = 0, out = 0;
+    uint32_t row = 0, out = 0, marks = 0;
     for (uint32_t i = 0; i < n_seqs; i++) {
         const de_plan_item *item = &e->items[e->order[i]];
         const uint32_t rows = item->ret_rows;
@@ -185,14 +199,18 @@ static void fill_batch(delta_engine *e, uint32_t n_seqs, uint64_t now, de_batch 
         const bool ends = s->computed + rows == s->n;
         /* A row is decode's if it stands alone between two cuts, not because little fitted in. */
         const bool decode = s->computed == s->piece_from && item->segment == 1;
-        e->seqs[i] = (de_batch_seq){ .row = row,
-                                     .n_rows = rows,
-                                     .start = s->computed,
-                                     .pages = s->pages,
-                                     .slot = s->slot,
-                                     .decode = decode,
-                                     .first_out = out,
-                                     .n_out = ends ? 1 : 0 };
+        e->seqs[i] =
+            (de_batch_seq){ .row = row,
+                            .n_rows = rows,
+                            .start = s->computed,
+                            .pages = s->pages,
+                            .slot = s->slot,
+                            .decode = decode,
+                            .first_out = out,
+                            .n_out = ends ? 1 : 0,
+                            .marks = e->marks + marks,
+                            .n_marks = take_marks(s, s->computed + rows, e->marks + marks) };
+        marks += e->seqs[i].n_marks;
         memcpy(e->row_tokens + row, s->tokens + s->computed, rows * sizeof *e->row_tokens);
         for (uint32_t k = 0; k < rows; k++)
             for (int axis = 0; axis < 3; axis++)
@@ -230,7 +248,7 @@ static void take(delta_session *s, const de_drawn *d, const delta_top_logprob *t
     const uint8_t *bytes = delta_token_bytes(e->tokenizer, d->id, &len);
     s->last_ns = now;
     s->tokens[s->n++] = d->id;
-    s->sampled_end = s->n;
+    s->settled = s->n;
     s->n_generated++;
     e->stats.decode_tokens++;
     delta_event *v = push_event(s, DELTA_EVENT_TOKEN);
@@ -270,7 +288,7 @@ static bool leaves_more_than_stops(const delta_session *s, const uint32_t *allow
 static void sample(delta_session *s, float *logits)
 {
     delta_engine *e = s->engine;
-    delta_top_logprob *top = e->top + (size_t)s->slot * DELTA_MAX_TOP_LOGPROBS;
+    delta_top_logprob *top = e->top + (size_t)s->seat * DELTA_MAX_TOP_LOGPROBS;
     de_top found[DELTA_MAX_TOP_LOGPROBS];
     de_drawn d;
     delta_error error = { 0 };
@@ -294,6 +312,8 @@ static void sample(delta_session *s, float *logits)
                                .forced = forced ? &id : NULL };
     int r = de_sample(&s->sampler, &choice, logits, s->n, &e->scratch, &d, found, &error);
     if (r < 0) {
+        s->is_bad = true;
+        de_prefix_forget(&e->prefix, s->owner, s->tokens, s->computed, s->turn_cached);
         finish(s, DELTA_FINISH_ERROR, 0, &error);
         return;
     }
@@ -315,17 +335,25 @@ static void sample(delta_session *s, float *logits)
     }
 }
 
-/* The state of s now holds `rows` tokens more. */
-static void advance(delta_session *s, uint32_t rows, float *logits, uint64_t now)
+/* The state of s now holds the rows of q more. */
+static void advance(delta_session *s, const de_batch_seq *q, float *logits, uint64_t now)
 {
     delta_engine *e = s->engine;
+    const uint32_t rows = q->n_rows;
     const bool prefill = s->computed < s->appended_end;
     s->computed += rows;
+    s->settled = s->computed > s->settled ? s->computed : s->settled;
+    for (uint32_t i = 0; i < q->n_marks; i++)
+        if (!de_prefix_add(&e->prefix, s->owner, s->tokens, q->marks[i].end, s->pages,
+                           q->marks[i].slot))
+            de_gdn_slots_give(&e->slots, q->marks[i].slot);
     if (prefill) {
         delta_event *v = push_event(s, DELTA_EVENT_PREFILL);
         const uint32_t done = s->computed > s->appended_from ? s->computed - s->appended_from : 0;
         v->prefill.done = done;
         v->prefill.total = s->appended_end - s->appended_from;
+        v->prefill.cached =
+            s->turn_cached > s->appended_from ? s->turn_cached - s->appended_from : 0;
         e->stats.prefill_tokens += rows;
     }
     if (s->computed < s->n)
@@ -345,7 +373,7 @@ static void advance(delta_session *s, uint32_t rows, float *logits, uint64_t now
 static void finish_cancelled_sessions(delta_engine *e)
 {
     for (uint32_t i = 0; i < e->info.max_sessions; i++) {
-        delta_session *s = e->by_slot[i];
+        delta_session *s = e->by_seat[i];
         if (s && de_session_has_work(s) && atomic_exchange(&s->cancel, false))
             finish_cancelled(s);
     }
@@ -358,14 +386,14 @@ int delta_step(delta_engine *e, const delta_event **ret_events, size_t *ret_n, d
     const uint64_t start = de_now_ns();
     e->n_events = 0;
     for (uint32_t i = 0; i < e->info.max_sessions; i++)
-        if (e->by_slot[i])
-            e->by_slot[i]->text_used = 0;
+        if (e->by_seat[i])
+            e->by_seat[i]->text_used = 0;
     finish_cancelled_sessions(e);
 
     /* Logits that were saved need no forward. */
     bool worked = false;
     for (uint32_t i = 0; i < e->info.max_sessions; i++) {
-        delta_session *s = e->by_slot[i];
+        delta_session *s = e->by_seat[i];
         if (s && s->generating && s->has_logits && !s->paused) {
             sample(s, s->saved_logits);
             worked = true;
@@ -383,7 +411,7 @@ int delta_step(delta_engine *e, const delta_event **ret_events, size_t *ret_n, d
         }
         const uint64_t now = de_now_ns();
         for (uint32_t i = 0; i < n_seqs; i++)
-            advance(e->of_item[e->order[i]], e->seqs[i].n_rows,
+            advance(e->of_item[e->order[i]], &e->seqs[i],
                     e->logits + (size_t)e->seqs[i].first_out * e->info.n_vocab, now);
         finish_cancelled_sessions(e);
         worked = true;

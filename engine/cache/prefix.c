@@ -137,14 +137,18 @@ de_prefix_node *de_prefix_find(de_prefix *t, uint64_t owner, const uint32_t *ids
     return found;
 }
 
-bool de_prefix_has(const de_prefix *t, uint64_t owner, const uint32_t *ids, uint32_t n)
+uint32_t de_prefix_reach(const de_prefix *t, uint64_t owner, const uint32_t *ids, uint32_t n)
 {
     const root *r = root_of(t, owner);
-    uint32_t shared = 0;
+    uint32_t shared = 0, end = 0;
     for (const de_prefix_node *x = r ? &r->node : NULL; x; x = child_of(x, ids, n, &shared))
-        if (x->end == n)
-            return n > 0;
-    return false;
+        end = x->end;
+    return end;
+}
+
+bool de_prefix_has(const de_prefix *t, uint64_t owner, const uint32_t *ids, uint32_t n)
+{
+    return n > 0 && de_prefix_reach(t, owner, ids, n) == n;
 }
 
 void de_prefix_pages(const de_prefix *t, const de_prefix_node *node, uint32_t *ret_pages)
@@ -290,6 +294,25 @@ bool de_prefix_remove(de_prefix *t, de_prefix_node *x)
     unlink_child(x);
     free_node(t, x);
     return true;
+}
+
+void de_prefix_forget(de_prefix *t, uint64_t owner, const uint32_t *ids, uint32_t n, uint32_t from)
+{
+    const root *r = root_of(t, owner);
+    uint32_t shared = 0;
+    de_prefix_node *last = NULL;
+    for (const de_prefix_node *x = r ? &r->node : NULL; x; x = last) {
+        de_prefix_node *c = child_of(x, ids, n, &shared);
+        if (!c)
+            break;
+        last = c;
+    }
+    while (last && last->end > from) {
+        de_prefix_node *up = last->parent->end ? last->parent : NULL;
+        if (last->pins || !de_prefix_remove(t, last))
+            return;
+        last = up;
+    }
 }
 
 /* Pages that are free when x is gone. */

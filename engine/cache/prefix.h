@@ -64,7 +64,9 @@ void de_prefix_done(de_prefix *t); /* gives all slots and pages back */
  * many of ids some node of this owner begins with, whether one can go on from there or not. */
 de_prefix_node *de_prefix_find(de_prefix *t, uint64_t owner, const uint32_t *ids, uint32_t n,
                                uint32_t most, uint32_t *ret_shared);
-/* The same without counting as use: is there a node behind exactly ids [n]? */
+/* The end of that node, or 0, without counting as use. */
+uint32_t de_prefix_reach(const de_prefix *t, uint64_t owner, const uint32_t *ids, uint32_t n);
+/* Is there a node behind exactly ids [n]? */
 bool de_prefix_has(const de_prefix *t, uint64_t owner, const uint32_t *ids, uint32_t n);
 /* The pages of the whole prefix: [ceil(node->end / page)]. */
 void de_prefix_pages(const de_prefix *t, const de_prefix_node *node, uint32_t *ret_pages);
@@ -73,6 +75,9 @@ void de_prefix_pages(const de_prefix *t, const de_prefix_node *node, uint32_t *r
  * taken over. false: it was there already, or there is no memory; the slot stays the caller's. */
 bool de_prefix_add(de_prefix *t, uint64_t owner, const uint32_t *ids, uint32_t n,
                    const uint32_t *pages, uint32_t slot);
+
+/* Gives up the nodes of prefixes of ids [n] that are longer than `from`. */
+void de_prefix_forget(de_prefix *t, uint64_t owner, const uint32_t *ids, uint32_t n, uint32_t from);
 
 /* Gives up the node worth least, to free a slot or (for_pages) pages; pinned ones stay. false: there
  * is none. It may free no page, where its pages are of others, too: look and call again. */

@@ -66,7 +66,7 @@ struct delta_session {
     void *user;
     uint32_t index;
     uint32_t *tokens;
-    uint32_t n, computed, room, said; /* said: where the last generation ended */
+    uint32_t n, computed, room, capacity, said; /* said: where the last generation ended */
     uint32_t appended_from, sampled_end;
     atomic_bool cancel;
     bool paused, generating, in_turn;
@@ -231,49 +231,111 @@ static uint64_t pages(uint32_t tokens)
     return ((uint64_t)tokens + PAGE - 1) / PAGE;
 }
 
+static int grow(delta_session *s, uint32_t n, delta_error *err)
+{
+    if (n <= s->capacity)
+        return 0;
+    uint32_t *t = realloc(s->tokens, n * sizeof *t);
+    if (!t)
+        return delta_fail(err, DELTA_ENOMEM, "session of %u tokens", n);
+    s->tokens = t;
+    s->capacity = n;
+    return 0;
+}
+
 int delta_session_reserve(delta_session *s, uint32_t ctx_tokens, delta_error *err)
 {
     delta_engine *e = s->engine;
-    if (ctx_tokens == 0 || ctx_tokens > e->info.ctx_max)
+    if (ctx_tokens == 0 || ctx_tokens > e->info.ctx_max || ctx_tokens < s->n)
         return delta_fail(err, DELTA_EINVALID, "ctx_tokens %u is not in 1..%u", ctx_tokens,
                           e->info.ctx_max);
     if (ctx_tokens <= s->room)
         return 0;
+    uint32_t index = 0;
+    const uint64_t busy = script_number(e, "busy_sessions");
+    while (index < e->info.max_sessions && e->sessions[index])
+        index++;
+    if (s->index == UINT32_MAX &&
+        (index == e->info.max_sessions || (busy && e->stats.sessions_used + 1 >= busy)))
+        return delta_fail(err, DELTA_EBUSY, "no slot");
     const uint64_t more = pages(ctx_tokens) - pages(s->room);
     if (e->pages_used + more > e->pages_total)
         return delta_fail(err, DELTA_EBUSY, "too few pages");
-    uint32_t *t = realloc(s->tokens, ctx_tokens * sizeof *t);
-    if (!t)
-        return delta_fail(err, DELTA_ENOMEM, "session of %u tokens", ctx_tokens);
-    s->tokens = t;
+    int r = grow(s, ctx_tokens, err);
+    if (r < 0)
+        return r;
     s->room = ctx_tokens;
     e->pages_used += more;
+    if (s->index == UINT32_MAX) {
+        s->index = index;
+        e->sessions[index] = s;
+        e->stats.sessions_used++;
+    }
     return 0;
 }
 
-int delta_session_new(delta_engine *e, uint32_t ctx_tokens, void *user, delta_session **ret_s,
+int delta_session_new(delta_engine *e, uint64_t owner, void *user, delta_session **ret_s,
                       delta_error *err)
 {
-    const uint64_t busy = script_number(e, "busy_sessions");
-    uint32_t index = 0;
-    while (index < e->info.max_sessions && e->sessions[index])
-        index++;
-    if (index == e->info.max_sessions || (busy && e->stats.sessions_used + 1 >= busy))
-        return delta_fail(err, DELTA_EBUSY, "no slot");
+    (void)owner;
     delta_session *s = calloc(1, sizeof *s);
     if (!s)
         return delta_fail(err, DELTA_ENOMEM, "session");
     s->engine = e;
     s->user = user;
-    s->index = index;
-    int r = delta_session_reserve(s, ctx_tokens, err);
+    s->index = UINT32_MAX;
+    *ret_s = s;
+    return 0;
+}
+
+/* What was computed stays so: a cache that forgets nothing. */
+void delta_session_park(delta_session *s)
+{
+    if (s->index == UINT32_MAX)
+        return;
+    s->engine->sessions[s->index] = NULL;
+    s->engine->stats.sessions_used--;
+    s->engine->pages_used -= pages(s->room);
+    s->room = 0;
+    s->index = UINT32_MAX;
+}
+
+void delta_session_mark(delta_session *s, uint32_t n_tokens)
+{
+    (void)s;
+    (void)n_tokens;
+}
+
+int delta_session_rewind(delta_session *s, uint32_t n_tokens, delta_error *err)
+{
+    if (delta_session_busy(s))
+        return delta_fail(err, DELTA_ESTATE, "the session is at work");
+    if (n_tokens > s->n)
+        return delta_fail(err, DELTA_EINVALID, "rewind to %u of %u", n_tokens, s->n);
+    s->n = n_tokens;
+    s->computed = s->computed < n_tokens ? s->computed : n_tokens;
+    s->sampled_end = s->sampled_end < n_tokens ? s->sampled_end : n_tokens;
+    return 0;
+}
+
+int delta_session_fork(delta_session *s, void *user, delta_session **ret_s, delta_error *err)
+{
+    delta_session *x = NULL;
+    if (delta_session_busy(s))
+        return delta_fail(err, DELTA_ESTATE, "the session is at work");
+    int r = delta_session_new(s->engine, 0, user, &x, err);
+    if (r == 0)
+        r = grow(x, s->n, err);
     if (r < 0) {
-        free(s);
+        delta_session_free(x);
         return r;
     }
-    e->sessions[index] = s;
-    e->stats.sessions_used++;
-    *ret_s = s;
+    if (s->n)
+        memcpy(x->tokens, s->tokens, s->n * sizeof *x->tokens);
+    x->n = s->n;
+    x->computed = s->computed;
+    x->sampled_end = s->sampled_end;
+    *ret_s = x;
     return 0;
 }
 
@@ -281,9 +343,7 @@ void delta_session_free(delta_session *s)
 {
     if (!s)
         return;
-    s->engine->sessions[s->index] = NULL;
-    s->engine->stats.sessions_used--;
-    s->engine->pages_used -= pages(s->room);
+    delta_session_park(s);
     free(s->tokens);
     free(s->reply);
     free(s);
@@ -310,13 +370,16 @@ int delta_session_append(delta_session *s, const uint32_t *ids, size_t n, delta_
 {
     if (s->generating)
         return delta_fail(err, DELTA_ESTATE, "append while generating");
-    if (n > s->room - s->n)
+    if (n > s->engine->info.ctx_max - s->n)
         return delta_fail(err, DELTA_ELIMIT, "%zu tokens do not fit", n);
     for (size_t i = 0; i < n; i++)
         if (ids[i] >= s->engine->info.n_vocab)
             return delta_fail(err, DELTA_EINVALID, "token %u at %zu", ids[i], i);
     if (n == 0)
         return 0;
+    int r = grow(s, s->n + (uint32_t)n, err);
+    if (r < 0)
+        return r;
     const bool idle = !delta_session_busy(s);
     begin(s);
     if (idle)
@@ -408,6 +471,11 @@ const uint32_t *delta_session_tokens(const delta_session *s, size_t *ret_n)
 {
     *ret_n = s->n;
     return s->tokens;
+}
+
+void delta_session_reuse(const delta_session *s, uint32_t *ret_cached, uint32_t *ret_shared)
+{
+    *ret_cached = *ret_shared = s->turn_cached;
 }
 
 size_t delta_session_computed(const delta_session *s)

@@ -67,10 +67,11 @@ static delta_session *ask(delta_engine *e, const char *text, uint32_t max)
     uint32_t *ids = NULL;
     size_t n = 0;
     const delta_sampling p = delta_sampling_default(false);
-    CHECK_EQ(delta_session_new(e, 500, NULL, &s, NULL), 0);
+    CHECK_EQ(delta_session_new(e, 0, NULL, &s, NULL), 0);
     CHECK_EQ(delta_tokenize(delta_engine_tokenizer(e), text, strlen(text), false, &ids, &n, NULL),
              0);
     CHECK_EQ(delta_session_append(s, ids, n, NULL), 0);
+    CHECK_EQ(delta_session_reserve(s, 500, NULL), 0);
     CHECK_EQ(delta_session_generate(s, &p, &(delta_stopping){ .max_tokens = max }, NULL), 0);
     free(ids);
     return s;
@@ -109,7 +110,9 @@ TEST(fake_engine_fails_where_it_is_told_to)
     e = open_engine();
     s = ask(e, "Hm", 9);
     delta_session *t = NULL;
-    CHECK_EQ(delta_session_new(e, 10, NULL, &t, NULL), DELTA_EBUSY);
+    CHECK_EQ(delta_session_new(e, 0, NULL, &t, NULL), 0);
+    CHECK_EQ(delta_session_reserve(t, 10, NULL), DELTA_EBUSY);
+    delta_session_free(t);
     CHECK_EQ(run(e, s, &x), DELTA_EDEVICE);
     delta_session_free(s);
     delta_engine_free(e);

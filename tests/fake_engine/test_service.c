@@ -1012,7 +1012,7 @@ TEST(run_that_is_cancelled_ends_although_it_is_paused_right_after)
     const delta_stopping endless = { .max_tokens = 20000, .ignore_eos = true };
     const delta_guide guide = { 0 };
     for (unsigned i = 0; i < RUNS && n_finished == i; i++) {
-        dd_timeline *t = dd_timeline_new(e, false);
+        dd_timeline *t = dd_timeline_new(e, 1, false);
         REQUIRE(t);
         const dd_run run = { .id = i,
                              .ids = ids,

@@ -96,7 +96,8 @@ static delta_session *begin(delta_engine *e, uint32_t which, result *x)
     p.top_logprobs = 3;
     p.repetition_penalty = which % 3 ? 1 : 1.2f;
     memset(x, 0, sizeof *x);
-    CHECK_EQ(delta_session_new(e, n + 100, x, &s, NULL), 0);
+    CHECK_EQ(delta_session_new(e, 0, x, &s, NULL), 0);
+    CHECK_EQ(delta_session_reserve(s, n + 100, NULL), 0);
     CHECK_EQ(delta_session_append(s, ids, n, NULL), 0);
     const delta_stopping st = { .max_tokens = 12 + which, .ignore_eos = which % 2 };
     CHECK_EQ(delta_session_generate(s, &p, &st, NULL), 0);
@@ -163,7 +164,8 @@ TEST(turns_of_a_session_say_what_one_cold_prompt_says)
     const delta_stopping st = { .max_tokens = 10, .ignore_eos = true };
     delta_engine *e = open_engine(256, 0);
     delta_session *a = NULL, *b = NULL;
-    CHECK_EQ(delta_session_new(e, 2000, &x, &a, NULL), 0);
+    CHECK_EQ(delta_session_new(e, 0, &x, &a, NULL), 0);
+    CHECK_EQ(delta_session_reserve(a, 2000, NULL), 0);
     for (uint32_t turn = 0; turn < 4; turn++) {
         uint32_t ids[PROMPT_MAX + 64];
         const uint32_t n = prompt(turn * 3 + 2, ids);
@@ -172,7 +174,8 @@ TEST(turns_of_a_session_say_what_one_cold_prompt_says)
             run(e, a); /* prefill now, generate later */
         size_t len;
         const uint32_t *timeline = delta_session_tokens(a, &len);
-        CHECK_EQ(delta_session_new(e, 2000, &cold, &b, NULL), 0);
+        CHECK_EQ(delta_session_new(e, 0, &cold, &b, NULL), 0);
+        CHECK_EQ(delta_session_reserve(b, 2000, NULL), 0);
         CHECK_EQ(delta_session_append(b, timeline, len, NULL), 0);
         memset(&x, 0, sizeof x);
         memset(&cold, 0, sizeof cold);
@@ -230,7 +233,8 @@ TEST(a_stop_string_ends_the_text_before_it)
         delta_session *s = NULL;
         result *r = round ? &x : &free_run;
         char stop[6] = "";
-        REQUIRE(delta_session_new(e, (uint32_t)n + 100, r, &s, NULL) == 0);
+        REQUIRE(delta_session_new(e, 0, r, &s, NULL) == 0 &&
+                delta_session_reserve(s, (uint32_t)n + 100, NULL) == 0);
         CHECK_EQ(delta_session_append(s, ids, n, NULL), 0);
         REQUIRE(round == 0 || free_run.len > 12);
         memcpy(stop, free_run.text + 6, 5);

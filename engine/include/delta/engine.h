@@ -32,11 +32,15 @@ typedef struct delta_engine_options {
     const char *model_dir; /* folder with config.json, tokenizer.json, *.safetensors */
     enum delta_backend backend;
     uint32_t threads;      /* CPU backend; 0: all cores of this process */
-    uint32_t max_sessions; /* state slots, 1 .. 1024; 0: 16 */
-    uint64_t kv_tokens;    /* size of the page pool in tokens; 0: ctx_max, or max_sessions * 8192
+    uint32_t max_sessions; /* at work at one time, 1 .. 1024; 0: 16 */
+    /* States kept for prompts to come (the prefix cache), at most 65536; 0: four a session, but no
+     * more than an eighth of the memory. */
+    uint32_t checkpoints;
+    bool no_cache;        /* no state is kept: every prompt is computed from its beginning */
+    uint64_t kv_tokens;   /* size of the page pool in tokens; 0: ctx_max, or max_sessions * 8192
                               if that is more, within half of the memory that the rest leaves */
-    uint32_t ctx_max;      /* longest session; 0: the checkpoint's max_position_embeddings */
-    uint32_t step_tokens;  /* most rows of one step, 64 .. 16384; 0: 512 on the CPU */
+    uint32_t ctx_max;     /* longest session; 0: the checkpoint's max_position_embeddings */
+    uint32_t step_tokens; /* most rows of one step, 64 .. 16384; 0: 512 on the CPU */
     /* Called from delta_engine_open() with bytes read so far; may be NULL. */
     void (*on_progress)(void *arg, const char *phase, uint64_t done, uint64_t total);
     /* Called from delta_engine_open() with things worth a log line; may be NULL. */
@@ -54,6 +58,7 @@ typedef struct delta_engine_info {
     uint32_t n_tokens; /* ids below this are tokens */
     uint32_t ctx_max;  /* longest session, tokens */
     uint32_t max_sessions, page_tokens;
+    uint32_t checkpoints; /* states that the cache can hold; 0: there is none */
     uint64_t n_parameters;
     uint64_t weights_bytes, kv_bytes, state_bytes, workspace_bytes; /* the memory plan */
     uint64_t load_ns;
@@ -70,7 +75,12 @@ typedef struct delta_engine_stats {
     uint64_t steps, prefill_tokens, decode_tokens;
     uint64_t step_ns; /* time spent in forward + sampling */
     uint32_t sessions_used, sessions_max, rows_running;
-    uint64_t pages_used, pages_total;
+    uint64_t pages_used, pages_total; /* used: by sessions */
+    uint64_t pages_cached;            /* held by the cache alone: given up when they are needed */
+    uint32_t checkpoints, checkpoints_max;
+    uint64_t cache_finds, cache_hits; /* sessions that asked for a prefix; that found one */
+    uint64_t cache_tokens;            /* tokens found */
+    uint64_t cache_evictions;
 } delta_engine_stats;
 
 /* Opens the model and allocates everything the engine will ever need.

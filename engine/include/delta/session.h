@@ -1,8 +1,8 @@
 /* session.h -- one sequence of tokens, and the model state behind it.
  *
- * A session is an append-only timeline: tokens appended by the caller and
- * tokens sampled by the engine. It holds one DeltaNet state slot and the KV
- * pages of its length. Nothing is computed here: delta_step() does the work.
+ * A session is a timeline: tokens appended by the caller and tokens sampled by
+ * the engine. While it is resident it has a DeltaNet state slot and KV pages.
+ * Nothing is computed here: delta_step() does the work.
  *
  * Ownership  the caller owns the session and frees it before the engine.
  * Threads    engine thread only, except delta_session_cancel(): any thread.
@@ -13,6 +13,12 @@
  * kept; a sampled token is computed when there is more to do. So after a
  * generation computed is n - 1: its last token, the stop token too, stays in
  * the timeline and is computed first when it goes on.
+ *
+ * The prefix cache. What was computed is kept: states at marks, where a session
+ * was forked, and where one left the device, with the pages before them. A
+ * session that becomes resident begins behind the longest prefix of its tokens
+ * that is kept for its owner; only what follows is computed. The cache gives up
+ * what is worth least when sessions need the room.
  *
  * A turn goes from the first append or generate after the last FINISHED (or
  * the beginning) to the next FINISHED; its times and its count of cached
@@ -33,28 +39,54 @@ extern "C" {
 
 typedef struct delta_session delta_session; /* fields live in api/session.c */
 
-/* Reserves a slot and pages for ctx_tokens (1 .. info.ctx_max). `user` comes
- * back in every event of this session.
- *   DELTA_EINVALID  ctx_tokens is out of range
- *   DELTA_EBUSY     no slot or too few pages now: the caller may queue and retry
- *   DELTA_ENOMEM */
-int delta_session_new(delta_engine *e, uint32_t ctx_tokens, void *user, delta_session **ret_s,
+#define DELTA_OWNER_NONE UINT64_MAX /* finds nothing in the cache and leaves nothing there */
+enum { DELTA_CACHE_CHUNK = 64 };    /* states at marks are kept at multiples of so many tokens */
+
+/* An empty timeline, not resident. owner: whose prefixes it may find and leaves its own to. `user`
+ * comes back in every event of this session. DELTA_ENOMEM. */
+int delta_session_new(delta_engine *e, uint64_t owner, void *user, delta_session **ret_s,
                       delta_error *err);
 
-/* Makes room for ctx_tokens in all (no-op if there already is).
- * Same errors; on failure the session is as before. */
+/* Appends tokens to the timeline; the next steps compute them (prefill) if the reservation has room
+ * for all of the timeline. Not while generating (DELTA_ESTATE). DELTA_ELIMIT if that were more than
+ * info.ctx_max, DELTA_EINVALID for an id >= info.n_vocab, DELTA_ENOMEM. */
+int delta_session_append(delta_session *s, const uint32_t *ids, size_t n, delta_error *err);
+
+/* Asks that the state behind n_tokens of the timeline (at most its length), rounded down to a
+ * multiple of 64, be kept when it is computed: where another timeline may part from this one. It
+ * costs a slot of the cache, and no step. Every 4096 tokens there is one anyway. */
+void delta_session_mark(delta_session *s, uint32_t n_tokens);
+
+/* Makes it resident, if it is not, with room for ctx_tokens in all (1 .. info.ctx_max, at least
+ * the timeline's length). Append what is known before: only then can it be found in the cache.
+ * Once it is resident this only makes more room, or nothing.
+ *   DELTA_EINVALID  ctx_tokens is out of range
+ *   DELTA_EBUSY     too many sessions, no slot or too few pages now: the caller may queue and retry
+ *   DELTA_ENOMEM
+ *   DELTA_EDEVICE   the next step says it, too
+ * On failure the session is as before. */
 int delta_session_reserve(delta_session *s, uint32_t ctx_tokens, delta_error *err);
 
-/* Appends tokens to the timeline; the next steps compute them (prefill). Not
- * while generating (DELTA_ESTATE). DELTA_ELIMIT if they do not fit the
- * reservation, DELTA_EINVALID for an id >= info.n_vocab. */
-int delta_session_append(delta_session *s, const uint32_t *ids, size_t n, delta_error *err);
+/* Leaves the device, the state and the pages to the cache; the timeline stays, and a generation
+ * goes on when there is room again. No-op if it is not resident. */
+void delta_session_park(delta_session *s);
+
+/* Shortens the timeline to its first n_tokens; the next reserve finds the best place to go on from.
+ *   DELTA_ESTATE    it is at work
+ *   DELTA_EINVALID  it has fewer tokens */
+int delta_session_rewind(delta_session *s, uint32_t n_tokens, delta_error *err);
+
+/* A new session with the same timeline, not resident, and with the logits of the last token, if
+ * they are there: it can generate without computing anything.
+ *   DELTA_ESTATE    it is at work
+ *   DELTA_ENOMEM */
+int delta_session_fork(delta_session *s, void *user, delta_session **ret_s, delta_error *err);
 
 /* Starts sampling after the last token. The parameters are checked and copied.
  * max_tokens beyond the reservation is cut to it (the session then finishes
  * with LENGTH).
- *   DELTA_ESTATE   the timeline is empty, a generation runs, or the last prefill was cancelled or
- *                  a row of logits was bad (append first)
+ *   DELTA_ESTATE   the timeline is empty, it is not resident, a generation runs, or the last prefill
+ *                  was cancelled or a row of logits was bad (append first)
  *   DELTA_ELIMIT   the reservation is full
  *   DELTA_EINVALID a parameter is out of range
  *   DELTA_ENOMEM   tables of penalties */
@@ -94,6 +126,9 @@ void delta_session_pause(delta_session *s, bool paused);
 
 /* The timeline; valid until the next call on s. */
 const uint32_t *delta_session_tokens(const delta_session *s, size_t *ret_n);
+/* Of the turn that runs or ran last: the tokens that were in the state when it began, and how many
+ * tokens the timeline has in common with something kept, which had no state so far on. */
+void delta_session_reuse(const delta_session *s, uint32_t *ret_cached, uint32_t *ret_shared);
 size_t delta_session_computed(const delta_session *s); /* of them, in the state */
 bool delta_session_busy(const delta_session *s);       /* prefill or generation pending */
 

@@ -194,9 +194,11 @@ static int generate(delta_error *err)
     const delta_stopping stopping = { .max_tokens = 4, .strings = &stop, .n_strings = 1 };
     uint32_t ids[4], n_ids = 0;
     delta_session *s = NULL;
-    int r = delta_session_new(engine, 100, NULL, &s, err);
+    int r = delta_session_new(engine, 0, NULL, &s, err);
     if (r == 0)
         r = delta_session_append(s, prompt, 5, err);
+    if (r == 0)
+        r = delta_session_reserve(s, 100, err);
     if (r == 0)
         r = delta_session_generate(s, &greedy, &stopping, err);
     while (r == 0 && delta_session_busy(s)) {

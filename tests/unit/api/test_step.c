@@ -1,338 +1,5 @@
-/* Engine, sessions and steps over a model and a tokenizer of a few lines, which take the place of
- * the real ones at link time.
- *
- * The model's state is a hash of all it was given, of every position included at which a prefill
- * was cut off a multiple of DE_CHUNK: if the engine cut according to load, tokens would differ.
- * Token i < 256 is the byte i; 300 is "<tag>", added; 400 ends a turn. */
-#include "support/tap.h"
-
-#include "delta/delta.h"
-#include "model/forward.h"
-
-enum {
-    VOCAB = 2048,
-    TOKENS = 500,
-    TAG = 300,
-    CLOSE = 301,
-    EOS = 400,
-    NAN_TOKEN = 401,
-    FAULT_TOKEN = 402
-};
-
-/* ---- the tokenizer ---- */
-
-struct delta_tokenizer {
-    int unused;
-};
-static struct delta_tokenizer the_tokenizer;
-int delta_tokenizer_open(const char *dir, delta_tokenizer **ret_tok, delta_error *err)
-{
-    (void)dir, (void)err;
-    *ret_tok = &the_tokenizer;
-    return 0;
-}
-void delta_tokenizer_free(delta_tokenizer *t)
-{
-    (void)t;
-}
-uint32_t delta_tokenizer_size(const delta_tokenizer *t)
-{
-    (void)t;
-    return TOKENS;
-}
-enum delta_token_kind delta_token_kind(const delta_tokenizer *t, uint32_t id)
-{
-    (void)t;
-    return id < 256                   ? DELTA_TOKEN_TEXT
-           : id == TAG || id == CLOSE ? DELTA_TOKEN_ADDED
-           : id == EOS                ? DELTA_TOKEN_SPECIAL
-                                      : DELTA_TOKEN_NONE;
-}
-const uint8_t *delta_token_bytes(const delta_tokenizer *t, uint32_t id, size_t *ret_len)
-{
-    static uint8_t bytes[256];
-    (void)t;
-    *ret_len = id < 256 ? 1 : id == TAG || id == EOS ? 5 : id == CLOSE ? 8 : 0;
-    if (id == CLOSE)
-        return (const uint8_t *)"</think>";
-    if (id >= 256)
-        return *ret_len ? (const uint8_t *)"<tag>" : NULL;
-    bytes[id] = (uint8_t)id;
-    return &bytes[id];
-}
-int64_t delta_tokenizer_added_id(const delta_tokenizer *t, const char *text)
-{
-    (void)t;
-    return strcmp(text, "</think>") == 0 ? CLOSE : -1;
-}
-/* Bytes, and "</think>". */
-int delta_tokenize(const delta_tokenizer *t, const char *text, size_t len, bool plain,
-                   uint32_t **ret_ids, size_t *ret_n, delta_error *err)
-{
-    (void)t, (void)plain, (void)err;
-    uint32_t *ids = malloc((len + 1) * sizeof *ids);
-    size_t n = 0;
-    for (size_t i = 0; i < len; i++) {
-        const bool closes = len - i >= 8 && memcmp(text + i, "</think>", 8) == 0;
-        ids[n++] = closes ? CLOSE : (uint8_t)text[i];
-        i += closes ? 7 : 0;
-    }
-    *ret_ids = ids;
-    *ret_n = n;
-    return 0;
-}
-/* ASCII, and two-byte characters. */
-size_t delta_detok_push(delta_detok *d, const uint8_t *bytes, size_t len, char *out, size_t cap)
-{
-    size_t n = 0;
-    for (size_t i = 0; i < len && n + 3 < cap; i++) {
-        if (bytes[i] >= 0xc2 && bytes[i] < 0xe0 && !d->n_held) {
-            d->held[d->n_held++] = bytes[i];
-            continue;
-        }
-        if (d->n_held) {
-            d->n_held = 0;
-            out[n++] = (char)d->held[0];
-        }
-        out[n++] = (char)bytes[i];
-    }
-    return n;
-}
-size_t delta_detok_flush(delta_detok *d, char *out, size_t cap)
-{
-    (void)cap;
-    if (!d->n_held)
-        return 0;
-    d->n_held = 0;
-    memcpy(out, "\xef\xbf\xbd", 3);
-    return 3;
-}
-
-/* ---- the model ---- */
-
-struct de_model {
-    de_model_options o;
-    struct {
-        uint64_t hash;
-        uint32_t n;
-    } slot[64];
-};
-static uint32_t script[4096]; /* where the model is sure of its next token: by position, or 0 */
-static delta_session *cancel_in_forward;
-static uint32_t n_forwards, n_rows_last;
-
-struct de_backend {
-    const char *name;
-};
-static const de_backend fake_backend = { "cpu" };
-
-const de_backend *de_backend_find(const char *name)
-{
-    return strcmp(name, "cuda") == 0 ? NULL : &fake_backend;
-}
-const char *de_backend_name(const de_backend *b)
-{
-    return b->name;
-}
-uint64_t de_backend_memory(const de_backend *b)
-{
-    (void)b;
-    return UINT64_C(64) << 30;
-}
-void *de_backend_host_alloc(const de_backend *b, size_t bytes)
-{
-    (void)b;
-    return calloc(1, bytes);
-}
-void de_backend_host_free(const de_backend *b, void *p)
-{
-    (void)b;
-    free(p);
-}
-int de_model_plan(const de_shape *shape, const de_binding *b, const de_model_options *o,
-                  de_memory_plan *ret_plan, delta_error *err)
-{
-    (void)shape, (void)b, (void)err;
-    *ret_plan = (de_memory_plan){ 1000, (uint64_t)o->n_pages * 65536, 1000, 1000 };
-    return 0;
-}
-int de_model_open(const de_weights *w, const de_shape *shape, const de_binding *b,
-                  const de_model_options *o, de_model **ret_m, delta_error *err)
-{
-    (void)w, (void)shape, (void)b, (void)err;
-    *ret_m = calloc(1, sizeof **ret_m);
-    (*ret_m)->o = *o;
-    return 0;
-}
-void de_model_free(de_model *m)
-{
-    free(m);
-}
-void de_model_slot_clear(de_model *m, uint32_t slot)
-{
-    m->slot[slot].hash = 1;
-    m->slot[slot].n = 0;
-}
-static uint64_t mix(uint64_t h, uint64_t v)
-{
-    h = (h ^ v) * 0x9e3779b97f4a7c15u;
-    return h ^ (h >> 29);
-}
-int de_forward(de_model *m, const de_batch *b, float *logits, const de_capture *c, delta_error *err)
-{
-    (void)c;
-    bool page_used[4096] = { false };
-    n_forwards++;
-    n_rows_last = b->n_rows;
-    if (cancel_in_forward)
-        delta_session_cancel(cancel_in_forward);
-    if (b->n_rows > m->o.max_rows || b->n_seqs > m->o.max_seqs || b->n_out > m->o.max_out)
-        return delta_fail(err, DELTA_EINTERNAL, "batch too large");
-    for (uint32_t i = 0; i < b->n_seqs; i++) {
-        const de_batch_seq *s = &b->seqs[i];
-        if (s->start != m->slot[s->slot].n || s->n_rows == 0)
-            return delta_fail(err, DELTA_EINTERNAL, "does not continue");
-        for (uint32_t p = 0; p < (s->start + s->n_rows + DE_PAGE - 1) / DE_PAGE; p++) {
-            if (s->pages[p] >= m->o.n_pages || page_used[s->pages[p]])
-                return delta_fail(err, DELTA_EINTERNAL, "page %u is not this session's alone",
-                                  s->pages[p]);
-            page_used[s->pages[p]] = true;
-        }
-        uint64_t h = m->slot[s->slot].hash;
-        for (uint32_t k = 0; k < s->n_rows; k++) {
-            const uint32_t tok = b->tokens[s->row + k];
-            if (b->pos[s->row + k][0] != s->start + k)
-                return delta_fail(err, DELTA_EINTERNAL, "position");
-            if (tok == FAULT_TOKEN)
-                return delta_fail(err, DELTA_EDEVICE, "the device is gone");
-            h = mix(h, tok);
-        }
-        m->slot[s->slot].n += s->n_rows;
-        if (m->slot[s->slot].n % DE_CHUNK)
-            h = mix(h, 0xc07u); /* the cut */
-        m->slot[s->slot].hash = h;
-        if (s->n_out) {
-            float *l = logits + (size_t)s->first_out * VOCAB;
-            for (uint32_t k = 0; k < VOCAB; k++)
-                l[k] = (float)(mix(h, k) >> 40) * 0x1p-22f;
-            if (m->slot[s->slot].n < 4096 && script[m->slot[s->slot].n])
-                l[script[m->slot[s->slot].n]] = 50;
-            if (b->tokens[s->row + s->n_rows - 1] == NAN_TOKEN)
-                l[17] = NAN;
-        }
-    }
-    return 0;
-}
-
-/* ---- helpers ---- */
-
-static delta_engine *open_engine(uint32_t sessions, uint64_t kv_tokens, uint32_t step_tokens)
-{
-    delta_engine_options o = { .model_dir = DEMO_MODEL_DIR,
-                               .max_sessions = sessions,
-                               .kv_tokens = kv_tokens,
-                               .step_tokens = step_tokens };
-    delta_engine *e = NULL;
-    delta_error err = { 0 };
-    if (delta_engine_open(&o, &e, &err) < 0) {
-        printf("# %s\n", err.text);
-        exit(1);
-    }
-    return e;
-}
-
-typedef struct result {
-    uint32_t ids[600];
-    float logprobs[600];
-    uint32_t n;
-    char text[2000];
-    size_t len;
-    bool finished;
-    uint32_t n_added, prefill_done, prefill_total;
-    enum delta_finish reason;
-    uint32_t stop, n_prompt, n_cached, n_generated;
-    delta_error error;
-} result;
-
-static int step(delta_engine *e)
-{
-    const delta_event *v;
-    size_t n;
-    int r = delta_step(e, &v, &n, NULL);
-    for (size_t i = 0; r == 0 && i < n; i++) {
-        result *x = v[i].user;
-        CHECK(!x->finished);
-        switch (v[i].kind) {
-        case DELTA_EVENT_PREFILL:
-            x->prefill_done = v[i].prefill.done;
-            x->prefill_total = v[i].prefill.total;
-            break;
-        case DELTA_EVENT_TOKEN:
-            x->ids[x->n] = v[i].token.id;
-            x->logprobs[x->n++] = v[i].token.logprob;
-            break;
-        case DELTA_EVENT_TEXT:
-            memcpy(x->text + x->len, v[i].text.bytes, v[i].text.len);
-            x->len += v[i].text.len;
-            x->n_added += v[i].text.added_id == TAG;
-            break;
-        case DELTA_EVENT_FINISHED:
-            x->finished = true;
-            x->reason = v[i].finished.reason;
-            x->stop = v[i].finished.stop;
-            x->n_prompt = v[i].finished.n_prompt;
-            x->n_cached = v[i].finished.n_cached;
-            x->n_generated = v[i].finished.n_generated;
-            x->error = v[i].finished.error;
-            break;
-        }
-    }
-    return r < 0 ? r : (int)n;
-}
-
-static void run(delta_engine *e, delta_session *s)
-{
-    for (int i = 0; i < 5000 && delta_session_busy(s); i++)
-        (void)step(e);
-    CHECK(!delta_session_busy(s));
-}
-
-static const delta_sampling greedy = { .top_p = 1, .repetition_penalty = 1 };
-
-static delta_session *new_session(delta_engine *e, uint32_t ctx, result *x)
-{
-    delta_session *s = NULL;
-    memset(x, 0, sizeof *x);
-    CHECK_EQ(delta_session_new(e, ctx, x, &s, NULL), 0);
-    return s;
-}
-
-static void append_count(delta_session *s, uint32_t n, uint32_t salt)
-{
-    uint32_t ids[2000];
-    for (uint32_t i = 0; i < n; i++)
-        ids[i] = (salt * 31 + i * 7) % 250;
-    CHECK_EQ(delta_session_append(s, ids, n, NULL), 0);
-}
-
-static void generate(delta_session *s, uint32_t max)
-{
-    CHECK_EQ(delta_session_generate(s, &greedy, &(delta_stopping){ .max_tokens = max }, NULL), 0);
-}
-
-/* The next tokens of a session that has n tokens, as the model is sure of them. */
-static void say(uint32_t n, const uint32_t *ids, uint32_t count)
-{
-    for (uint32_t i = 0; i < count; i++)
-        script[n + i] = ids[i];
-}
-static void say_text(uint32_t n, const char *text)
-{
-    for (uint32_t i = 0; text[i]; i++)
-        script[n + i] = (uint8_t)text[i];
-}
-
-/* ---- tests ---- */
+/* Engine, sessions and steps over a model and a tokenizer of a few lines (support/toy_engine.h). */
+#include "support/toy_engine.h"
 
 TEST(open_reports_the_checkpoint)
 {
@@ -472,12 +139,13 @@ TEST(open_refuses_options_that_cannot_be)
     }
 }
 
-TEST(session_new_gives_back_its_pages_when_no_slot_is_left)
+TEST(a_session_that_finds_no_seat_takes_nothing)
 {
     delta_engine *e = open_engine(1, 1024, 64);
     result x, y;
     delta_session *a = new_session(e, 100, &x), *b = NULL;
-    CHECK_EQ(delta_session_new(e, 100, &y, &b, NULL), DELTA_EBUSY);
+    CHECK_EQ(delta_session_new(e, 0, &y, &b, NULL), 0);
+    CHECK_EQ(delta_session_reserve(b, 100, NULL), DELTA_EBUSY);
     delta_engine_stats st;
     delta_engine_stats_get(e, &st);
     CHECK_EQ(st.pages_used, 2);
@@ -487,6 +155,8 @@ TEST(session_new_gives_back_its_pages_when_no_slot_is_left)
     delta_engine_stats_get(e, &st);
     CHECK_EQ(st.pages_used, 16);
     delta_session_free(a);
+    CHECK_EQ(delta_session_reserve(b, 100, NULL), 0);
+    delta_session_free(b);
     delta_engine_stats_get(e, &st);
     CHECK_EQ(st.pages_used + st.sessions_used, 0);
     delta_engine_free(e);
@@ -797,12 +467,12 @@ TEST(calls_in_the_wrong_state_or_out_of_range_are_refused)
     delta_engine *e = open_engine(2, 4096, 64);
     static result x;
     delta_session *a = NULL;
-    CHECK_EQ(delta_session_new(e, 0, &x, &a, NULL), DELTA_EINVALID);
     a = new_session(e, 20, &x);
+    CHECK_EQ(delta_session_reserve(a, 0, NULL), DELTA_EINVALID);
     delta_stopping st = { .max_tokens = 100 };
     CHECK_EQ(delta_session_generate(a, &greedy, &st, NULL), DELTA_ESTATE);
     uint32_t ids[21] = { 0 };
-    CHECK_EQ(delta_session_append(a, ids, 21, NULL), DELTA_ELIMIT);
+    CHECK_EQ(delta_session_append(a, ids, 4097, NULL), DELTA_ELIMIT);
     ids[3] = VOCAB;
     CHECK_EQ(delta_session_append(a, ids, 10, NULL), DELTA_EINVALID);
     ids[3] = 3;

@@ -1,0 +1,409 @@
+/* What sessions leave behind and find again: random trees of sessions that append, generate, fork,
+ * rewind, park, are cancelled and freed, in pools too small for them, say what each timeline says
+ * alone and cold. The model (support/toy_engine.h) looks after the pages itself. */
+#include "support/toy_engine.h"
+
+enum { SESSIONS = 24, SEATS = 6, CTX = 700, OPERATIONS = 100000 };
+
+__attribute__((constructor)) static void slow(void)
+{
+    tap_timeout_s = 300;
+}
+
+static uint64_t random_state;
+static uint32_t rnd(uint32_t n)
+{
+    random_state = random_state * 6364136223846793005u + 1442695040888963407u;
+    return (uint32_t)(random_state >> 33) % n;
+}
+
+static delta_engine *open_with(uint32_t seats, uint64_t kv_tokens, uint32_t checkpoints)
+{
+    const delta_engine_options o = { .model_dir = DEMO_MODEL_DIR,
+                                     .max_sessions = seats,
+                                     .kv_tokens = kv_tokens,
+                                     .step_tokens = 128,
+                                     .checkpoints = checkpoints,
+                                     .no_cache = checkpoints == 0 };
+    delta_engine *e = NULL;
+    delta_error err = { 0 };
+    if (delta_engine_open(&o, &e, &err) < 0) {
+        printf("# %s\n", err.text);
+        exit(1);
+    }
+    return e;
+}
+
+/* What a timeline says next, alone and cold. */
+static uint32_t cold_token(const uint32_t *ids, uint32_t n)
+{
+    static delta_engine *e;
+    static result x;
+    if (!e)
+        e = open_with(1, 1024, 0);
+    delta_session *s = new_session(e, n + 1, &x);
+    CHECK_EQ(delta_session_append(s, ids, n, NULL), 0);
+    generate(s, 1);
+    run(e, s);
+    delta_session_free(s);
+    return x.ids[0];
+}
+
+typedef struct one {
+    delta_session *s;
+    uint32_t ids[CTX], n;
+    result x;
+    bool is_generating;
+} one;
+
+static void check_timeline(const one *o)
+{
+    size_t n = 0;
+    const uint32_t *ids = delta_session_tokens(o->s, &n);
+    CHECK_EQ(n, o->n);
+    CHECK_MEM(ids, n * sizeof *ids, o->ids, o->n * sizeof *ids);
+}
+
+/* Takes steps until all are idle or, with `steps`, so many; timelines follow what was said. */
+static void work(delta_engine *e, one *all, uint32_t steps)
+{
+    for (uint32_t i = 0, last = n_forwards; steps == 0 || i < steps; i++) {
+        const int n = step(e);
+        CHECK(n >= 0);
+        if (n < 0 || (n == 0 && n_forwards == last))
+            break;
+        last = n_forwards;
+    }
+    for (int i = 0; i < SESSIONS; i++) {
+        one *o = &all[i];
+        if (!o->s)
+            continue;
+        memcpy(o->ids + o->n, o->x.ids, o->x.n * sizeof *o->ids);
+        o->n += o->x.n;
+        o->x.n = 0;
+        if (o->x.finished) {
+            o->is_generating = false;
+            o->x.finished = false;
+            size_t length = 0; /* a cancel drops what was never computed */
+            (void)delta_session_tokens(o->s, &length);
+            if (o->x.reason == DELTA_FINISH_CANCELLED && length < o->n)
+                o->n = (uint32_t)length;
+        }
+    }
+}
+
+TEST(random_operations_say_what_cold_prompts_say)
+{
+    static one all[SESSIONS];
+    const char *seed = getenv("TEST_SEED");
+    random_state = seed ? strtoull(seed, NULL, 10) : 4711;
+    toy_ignores_cuts = true;
+    memset(script, 0, sizeof script);
+    delta_engine *e = open_with(SEATS, 40 * 64, 9);
+    uint32_t counts[9] = { 0 }, n_busy = 0;
+    for (int op = 0; op < OPERATIONS; op++) {
+        one *o = &all[rnd(SESSIONS)];
+        if (!o->s) {
+            memset(o, 0, sizeof *o);
+            CHECK_EQ(delta_session_new(e, rnd(2), &o->x, &o->s, NULL), 0);
+        }
+        const uint32_t what = rnd(9);
+        const bool is_busy = delta_session_busy(o->s);
+        counts[what]++;
+        switch (what) {
+        case 0:
+        case 1: { /* append: often what others have appended, too */
+            const uint32_t n = rnd(150), salt = rnd(3);
+            if (o->is_generating || o->n + n + 20 > CTX)
+                break;
+            for (uint32_t i = 0; i < n; i++)
+                o->ids[o->n + i] = rnd(400) ? (salt + o->n + i) % 250 : rnd(250);
+            CHECK_EQ(delta_session_append(o->s, o->ids + o->n, n, NULL), 0);
+            o->n += n;
+            delta_session_mark(o->s, rnd(o->n + 1));
+            break;
+        }
+        case 2: { /* say something */
+            if (o->n == 0 || o->is_generating)
+                break;
+            delta_error err = { 0 };
+            int r = delta_session_reserve(o->s, o->n + 20 > CTX ? CTX : o->n + 20, &err);
+            if (r == DELTA_EBUSY) {
+                n_busy++;
+                break;
+            }
+            CHECK_EQ(r, 0);
+            r = delta_session_generate(o->s, &greedy, &(delta_stopping){ .max_tokens = 1 + rnd(8) },
+                                       &err);
+            if (r == DELTA_ESTATE || r == DELTA_ELIMIT)
+                break; /* cut short before, or full */
+            CHECK_EQ(r, 0);
+            o->is_generating = true;
+            o->x.finished = false;
+            break;
+        }
+        case 3: /* take a few steps, or all */
+            work(e, all, rnd(3) ? 1 + rnd(4) : 0);
+            break;
+        case 4: { /* fork */
+            one *to = &all[rnd(SESSIONS)];
+            if (to == o || is_busy)
+                break;
+            delta_session_free(to->s);
+            memcpy(to, o, sizeof *to);
+            memset(&to->x, 0, sizeof to->x);
+            CHECK_EQ(delta_session_fork(o->s, &to->x, &to->s, NULL), 0);
+            break;
+        }
+        case 5: { /* rewind */
+            const uint32_t n = rnd(o->n + 1);
+            CHECK_EQ(delta_session_rewind(o->s, n, NULL), is_busy ? DELTA_ESTATE : 0);
+            o->n = is_busy ? o->n : n;
+            break;
+        }
+        case 6:
+            delta_session_cancel(o->s);
+            work(e, all, 1);
+            break;
+        case 7:
+            delta_session_park(o->s);
+            break;
+        case 8:
+            if (rnd(3) == 0) {
+                delta_session_free(o->s);
+                o->s = NULL;
+                work(e, all, 1);
+            }
+            break;
+        }
+        if (!o->s || op % 10)
+            continue;
+        work(e, all, 0);
+        check_timeline(o);
+        if (delta_session_busy(o->s) || o->n == 0 || o->n + 2 > CTX)
+            continue;
+        /* one more token, from wherever the engine found it best to go on */
+        if (delta_session_reserve(o->s, o->n + 1, NULL) < 0)
+            continue;
+        work(e, all, 0);
+        if (delta_session_generate(o->s, &greedy, &(delta_stopping){ .max_tokens = 1 }, NULL) < 0)
+            continue;
+        const uint32_t n = o->n;
+        o->x.finished = false;
+        work(e, all, 0);
+        CHECK_EQ(o->n, n + 1);
+        CHECK_EQ(o->ids[n], cold_token(o->ids, n));
+        if (tap_failed) {
+            printf("# operation %d\n", op);
+            break;
+        }
+    }
+    delta_engine_stats st;
+    delta_engine_stats_get(e, &st);
+    printf(
+        "# %llu lookups, %llu hits, %llu tokens found, %llu computed, %llu evictions, %u times no "
+        "room\n",
+        (unsigned long long)st.cache_finds, (unsigned long long)st.cache_hits,
+        (unsigned long long)st.cache_tokens, (unsigned long long)st.prefill_tokens,
+        (unsigned long long)st.cache_evictions, n_busy);
+    CHECK(st.cache_hits > 1000 && st.cache_evictions > 1000 && n_busy > 1000);
+    for (int i = 0; i < 9; i++)
+        CHECK(counts[i] > OPERATIONS / 18);
+    for (int i = 0; i < SESSIONS; i++)
+        delta_session_free(all[i].s);
+    delta_engine_stats_get(e, &st);
+    CHECK_EQ(st.sessions_used, 0);
+    CHECK_EQ(st.pages_used, 0);
+    delta_engine_free(e);
+    toy_ignores_cuts = false;
+}
+
+/* Tokens that a new session of `owner` finds of ids [n], after which it says one token. */
+static uint32_t found(delta_engine *e, uint64_t owner, const uint32_t *ids, uint32_t n)
+{
+    static result x;
+    delta_session *s = NULL;
+    uint32_t cached = 0, shared = 0;
+    memset(&x, 0, sizeof x);
+    CHECK_EQ(delta_session_new(e, owner, &x, &s, NULL), 0);
+    CHECK_EQ(delta_session_append(s, ids, n, NULL), 0);
+    CHECK_EQ(delta_session_reserve(s, n + 10, NULL), 0);
+    generate(s, 1);
+    run(e, s);
+    CHECK_EQ(x.n, 1);
+    CHECK_EQ(x.n_prompt, n);
+    CHECK_EQ(x.prefill_done, n);
+    CHECK_EQ(x.prefill_total, n);
+    delta_session_reuse(s, &cached, &shared);
+    CHECK_EQ(x.n_cached, cached);
+    CHECK(shared >= cached);
+    delta_session_free(s);
+    return cached;
+}
+
+static void count(uint32_t *ids, uint32_t n, uint32_t salt)
+{
+    for (uint32_t i = 0; i < n; i++)
+        ids[i] = (salt * 31 + i * 7) % 250;
+}
+
+TEST(a_prompt_is_found_by_its_owner_at_marks_and_ends)
+{
+    uint32_t ids[600];
+    static result x;
+    delta_engine *e = open_with(4, 4096, 20);
+    delta_engine_stats st;
+    count(ids, 600, 1);
+    CHECK_EQ(found(e, 1, ids, 300), 0);
+    CHECK_EQ(found(e, 1, ids, 400), 300); /* the end of the first */
+    CHECK_EQ(found(e, 2, ids, 300), 0);   /* another owner */
+    CHECK_EQ(found(e, DELTA_OWNER_NONE, ids, 400), 0);
+    CHECK_EQ(found(e, DELTA_OWNER_NONE, ids, 400), 0);
+    ids[350] = 249; /* parts from the others there */
+    CHECK_EQ(found(e, 1, ids, 400), 300);
+    ids[200] = 249;
+    CHECK_EQ(found(e, 1, ids, 400), 0); /* nothing was marked before */
+
+    count(ids, 600, 9);
+    delta_session *s = NULL;
+    memset(&x, 0, sizeof x);
+    CHECK_EQ(delta_session_new(e, 1, &x, &s, NULL), 0);
+    CHECK_EQ(delta_session_append(s, ids, 500, NULL), 0);
+    delta_session_mark(s, 200);
+    delta_session_mark(s, 10000);
+    CHECK_EQ(delta_session_reserve(s, 500, NULL), 0);
+    const uint32_t forwards = n_forwards;
+    run(e, s);
+    CHECK_EQ(n_forwards - forwards, 4); /* 128 rows a step, marks or not */
+    ids[210] = 249;
+    CHECK_EQ(found(e, 1, ids, 400), 192);
+    ids[210] = (9 * 31 + 210 * 7) % 250;
+    ids[460] = 249;
+    CHECK_EQ(found(e, 1, ids, 500), 448);
+    delta_session_free(s);
+    delta_engine_stats_get(e, &st);
+    CHECK_EQ(st.pages_used, 0);
+    CHECK(st.pages_cached > 0 && st.checkpoints > 3);
+    CHECK_EQ(st.cache_tokens, 300 + 300 + 192 + 448);
+    delta_engine_free(e);
+}
+
+TEST(a_long_prompt_is_kept_every_4096_tokens)
+{
+    static uint32_t ids[10000];
+    delta_engine *e = open_with(1, 16384, 20);
+    count(ids, 10000, 1);
+    CHECK_EQ(found(e, 1, ids, 9000), 0);
+    ids[8500] = 249;
+    CHECK_EQ(found(e, 1, ids, 9000), 8192);
+    ids[5000] = 249;
+    CHECK_EQ(found(e, 1, ids, 9000), 4096);
+    delta_engine_free(e);
+}
+
+TEST(forks_share_what_was_computed_and_say_what_one_would)
+{
+    enum { N = 8 };
+    static result x[N + 1], alone;
+    uint32_t ids[200];
+    delta_engine *e = open_with(N + 1, 40 * 64, 20);
+    count(ids, 200, 3);
+    delta_session *s[N + 1];
+    s[0] = new_session(e, 260, &x[0]);
+    CHECK_EQ(delta_session_append(s[0], ids, 200, NULL), 0);
+    CHECK_EQ(delta_session_fork(s[0], NULL, &s[1], NULL), DELTA_ESTATE);
+    run(e, s[0]);
+    delta_engine_stats before, after;
+    delta_engine_stats_get(e, &before);
+    for (int i = 1; i <= N; i++) {
+        memset(&x[i], 0, sizeof x[i]);
+        CHECK_EQ(delta_session_fork(s[0], &x[i], &s[i], NULL), 0);
+        CHECK_EQ(delta_session_generate(s[i], &greedy, &(delta_stopping){ .max_tokens = 1 }, NULL),
+                 DELTA_ESTATE); /* no room yet */
+        CHECK_EQ(delta_session_reserve(s[i], 256, NULL), 0);
+        generate(s[i], 20);
+    }
+    const uint32_t forwards = n_forwards;
+    for (int i = 1; i <= N; i++)
+        run(e, s[i]);
+    CHECK_EQ(n_forwards - forwards,
+             19); /* all as one batch, the first token from the logits kept */
+    delta_engine_stats_get(e, &after);
+    CHECK_EQ(after.prefill_tokens, before.prefill_tokens);
+    CHECK_EQ(before.pages_used, 5);
+    CHECK_EQ(after.pages_used, 5 + N); /* three pages are everybody's, and one each */
+    delta_engine *other = open_with(1, 1024, 0);
+    delta_session *a = new_session(other, 256, &alone);
+    CHECK_EQ(delta_session_append(a, ids, 200, NULL), 0);
+    generate(a, 20);
+    run(other, a);
+    for (int i = 1; i <= N; i++)
+        CHECK_MEM(x[i].ids, 20 * sizeof *ids, alone.ids, 20 * sizeof *ids);
+    delta_session_free(a);
+    delta_engine_free(other);
+    for (int i = 0; i <= N; i++)
+        delta_session_free(s[i]);
+    delta_engine_free(e);
+}
+
+TEST(a_session_goes_back_and_another_way)
+{
+    static result x;
+    uint32_t ids[300];
+    delta_engine *e = open_with(2, 4096, 20);
+    count(ids, 300, 5);
+    delta_session *s = new_session(e, 400, &x);
+    CHECK_EQ(delta_session_append(s, ids, 200, NULL), 0);
+    CHECK_EQ(delta_session_rewind(s, 100, NULL), DELTA_ESTATE);
+    delta_session_mark(s, 130);
+    run(e, s);
+    CHECK_EQ(delta_session_rewind(s, 201, NULL), DELTA_EINVALID);
+    CHECK_EQ(delta_session_rewind(s, 150, NULL), 0);
+    ids[150] = 249;
+    CHECK_EQ(delta_session_append(s, ids + 150, 100, NULL), 0);
+    CHECK_EQ(delta_session_reserve(s, 400, NULL), 0);
+    CHECK_EQ(delta_session_computed(s), 128);
+    generate(s, 3);
+    run(e, s);
+    CHECK_EQ(x.n_cached, 128);
+    CHECK_EQ(x.n_prompt, 250);
+    /* what it was before is still known */
+    ids[150] = (5 * 31 + 150 * 7) % 250;
+    CHECK_EQ(found(e, 0, ids, 201), 200);
+    delta_session_free(s);
+    delta_engine_free(e);
+}
+
+/* A state that gave no numbers is nobody's to go on from, nor are those kept on the way to it. */
+TEST(a_bad_state_is_forgotten)
+{
+    static result x;
+    uint32_t ids[200];
+    delta_engine *e = open_with(2, 4096, 20);
+    count(ids, 200, 6);
+    ids[150] = NAN_TOKEN;
+    delta_session *s = new_session(e, 300, &x);
+    CHECK_EQ(delta_session_append(s, ids, 151, NULL), 0);
+    delta_session_mark(s, 128);
+    generate(s, 3);
+    run(e, s);
+    CHECK_EQ(x.reason, DELTA_FINISH_ERROR);
+    delta_session_free(s);
+    delta_engine_stats st;
+    delta_engine_stats_get(e, &st);
+    CHECK_EQ(st.checkpoints, 0);
+    CHECK_EQ(st.pages_cached, 0);
+    delta_engine_free(e);
+}
+
+/* The pool is as large as one session: a prompt that is known but for its last token is still taken,
+ * although the page it ends in must be there twice. */
+TEST(a_hit_that_leaves_no_room_is_no_obstacle)
+{
+    uint32_t ids[256];
+    delta_engine *e = open_with(1, 256, 4);
+    count(ids, 256, 7);
+    CHECK_EQ(found(e, 1, ids, 245), 0);
+    CHECK_EQ(found(e, 1, ids, 246), 0);
+    delta_engine_free(e);
+}
