@@ -14,6 +14,7 @@
 #include "base/arena.h"
 #include "daemon/codec_std.h"
 #include "daemon/grammars.h"
+#include "daemon/recall.h"
 #include "daemon/rpc.h"
 #include "delta/delta.h"
 
@@ -34,7 +35,8 @@ typedef struct dd_request {
     delta_message *messages;
     dd_bytes *packed; /* n_messages: each as protobuf bytes, for a session's transcript */
     size_t n_messages;
-    delta_str *tools; /* JSON objects as the template wants them */
+    dd_sampled *sampled; /* [n_messages] as answers were sampled, if known; NULL: of none */
+    delta_str *tools;    /* JSON objects as the template wants them */
     dd_bytes *packed_tools;
     size_t n_tools;
     enum delta_tool_mode tool_mode;

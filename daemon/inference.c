@@ -37,6 +37,7 @@ void dd_live_done(dd_live *l)
     de_text_done(&l->reasoning);
     de_text_done(&l->content);
     de_text_done(&l->sampled);
+    free(l->sampled_ids);
     delta_output_free(l->parser);
 }
 
@@ -529,7 +530,7 @@ static int on_output(dd_live *l, const delta_out_event *o)
         e.kind = DD_EVENT_REASONING;
         break;
     case DELTA_OUT_CONTENT:
-        de_text_add(&l->content, o->text.p, l->session ? o->text.len : 0);
+        de_text_add(&l->content, o->text.p, l->session || !l->is_long ? o->text.len : 0);
         e.kind = DD_EVENT_TEXT;
         break;
     case DELTA_OUT_CALL_START:
@@ -571,33 +572,74 @@ int dd_live_outputs(dd_live *l, const delta_out_event *o, size_t n)
     return 0;
 }
 
+static void forget_sampled(dd_live *l)
+{
+    l->is_long = true;
+    de_text_done(&l->sampled);
+    free(l->sampled_ids);
+    l->sampled_ids = NULL;
+    l->n_sampled = 0;
+}
+
 /* Keeps the answer's text as it is sampled. */
 static void keep_sampled(dd_live *l, const char *text, size_t len)
 {
-    if (l->is_long || (!l->session && !l->req.n_tools))
+    if (l->is_long)
         return;
     l->is_long = l->sampled.len + len > DD_RECALL_TURN_BYTES;
     if (!l->is_long)
         de_text_add(&l->sampled, text, len);
-    l->is_long |= l->sampled.failed;
-    if (l->is_long)
-        de_text_done(&l->sampled);
+    if (l->is_long || l->sampled.failed)
+        forget_sampled(l);
 }
 
-/* The turn is over: its calls' ids stand for it from now on. */
+/* And its tokens. */
+static void keep_token(dd_live *l, uint32_t id)
+{
+    if (l->is_long)
+        return;
+    if (l->n_sampled == l->cap_sampled) {
+        const size_t cap = l->cap_sampled ? l->cap_sampled * 2 : 64;
+        uint32_t *more = realloc(l->sampled_ids, cap * sizeof *more);
+        if (!more) {
+            forget_sampled(l);
+            return;
+        }
+        l->sampled_ids = more;
+        l->cap_sampled = cap;
+    }
+    l->sampled_ids[l->n_sampled++] = id;
+}
+
+/* Those that are the text's: the id that ended the turn is not. */
+size_t dd_live_n_sampled(const dd_live *l, const dd_note *n)
+{
+    return l->n_sampled && n->finish == DELTA_FINISH_STOP_ID ? l->n_sampled - 1 : l->n_sampled;
+}
+
+/* The turn is over: its calls' ids stand for it from now on, or its content. */
 static void remember(dd_live *l, const dd_note *n)
 {
-    delta_str *ids = NULL;
-    bool is_whole = n->finish == DELTA_FINISH_STOP_ID && !l->is_long && l->sampled.p;
-    for (size_t i = 0; i < l->n_calls; i++)
-        is_whole = is_whole && l->calls[i].complete;
-    if (is_whole && l->n_calls && (ids = malloc(l->n_calls * sizeof *ids))) {
-        for (size_t i = 0; i < l->n_calls; i++)
-            ids[i] = (delta_str){ l->calls[i].id, strlen(l->calls[i].id) };
-        dd_recall_put(l->s->recall, l->peer.uid, ids, l->n_calls,
-                      (delta_str){ l->sampled.p, l->sampled.len }, l->req.thinking);
-        free(ids);
+    char content[DD_CONTENT_NAME];
+    const size_t n_names = l->n_calls ? l->n_calls : 1;
+    bool is_whole = n->finish == DELTA_FINISH_STOP_ID && !l->is_long && l->sampled.p &&
+                    n_names <= DD_RECALL_CALLS;
+    delta_str names[DD_RECALL_CALLS];
+    for (size_t i = 0; is_whole && i < l->n_calls; i++) {
+        is_whole = l->calls[i].complete;
+        names[i] = (delta_str){ l->calls[i].id, strlen(l->calls[i].id) };
     }
+    if (!is_whole)
+        return;
+    if (l->n_calls == 0) {
+        dd_content_name((delta_str){ l->content.p ? l->content.p : "", l->content.len }, content);
+        names[0] = (delta_str){ content, strlen(content) };
+    }
+    dd_recall_put(l->s->recall, l->peer.uid, names, n_names,
+                  &(dd_sampled){ .text = { l->sampled.p, l->sampled.len },
+                                 .ids = l->sampled_ids,
+                                 .n_ids = dd_live_n_sampled(l, n),
+                                 .thought = l->req.thinking });
 }
 
 static int on_text(dd_live *l, const dd_note *n)
@@ -615,6 +657,8 @@ static int on_text(dd_live *l, const dd_note *n)
 static int on_token(dd_live *l, const dd_note *n)
 {
     l->usage.completion++;
+    if (l->method == DD_M_CHAT)
+        keep_token(l, n->id);
     l->s->stats.completion_tokens++;
     if (!l->first_token_ns)
         l->first_token_ns = de_now_ns();

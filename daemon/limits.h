@@ -16,6 +16,7 @@ enum {
     DD_RECALL_TURNS = 4096,     /* answers with calls kept as they were sampled */
     DD_RECALL_BYTES = 64 << 20, /* and their bytes */
     DD_RECALL_TURN_BYTES = 1 << 20, /* of one of them */
+    DD_RECALL_CALLS = 128,          /* calls of one of them */
     DD_RETRY_MS = 1000,             /* what RetryInfo advises */
     DD_WATCHERS = 1024,             /* Health.Watch calls */
     DD_SESSION_MESSAGES = 1 << 16,  /* of one named session */

@@ -69,12 +69,6 @@ struct dd_service {
     void *drained_arg;
 };
 
-typedef struct dd_sampled {
-    char *text; /* malloc'ed, or NULL */
-    size_t len;
-    bool thought; /* its prompt left the think block open */
-} dd_sampled;
-
 struct dd_session {
     dd_session *next;
     char id[DD_ID_BYTES];
@@ -82,7 +76,7 @@ struct dd_session {
     dd_peer owner;
     uint64_t generation, created_ns, used_ns, idle_timeout_ns;
     dd_bytes *messages;  /* packed; each malloc'ed */
-    dd_sampled *sampled; /* one a message: an answer as it was sampled, or nothing */
+    dd_sampled *sampled; /* one a message: an answer as it was sampled (malloc'ed), or nothing */
     size_t n_messages, cap_messages, bytes;
     dd_bytes *tools;
     size_t n_tools;
@@ -151,8 +145,10 @@ struct dd_live {
     size_t n_calls, cap_calls;
     de_text reasoning, content; /* of the answer, for the transcript */
     de_text sampled;            /* all of its text, while it is short enough to be kept */
-    bool is_long;               /* it is not */
-    int64_t think_end;          /* id of </think>, or -1 */
+    uint32_t *sampled_ids;      /* its tokens */
+    size_t n_sampled, cap_sampled;
+    bool is_long;      /* it is not */
+    int64_t think_end; /* id of </think>, or -1 */
     bool in_reasoning;
     bool was_told_queued;
     uint32_t queue_position; /* as told last */
@@ -197,6 +193,7 @@ void dd_live_cancel_call(dd_service *s, dd_rpc *r, const uint8_t *msg, size_t le
 /* Events of the parser to the request's queue. 0, or -1: no memory. May run on a worker for an l
  * of the worker's own. */
 int dd_live_outputs(dd_live *l, const delta_out_event *o, size_t n);
+size_t dd_live_n_sampled(const dd_live *l, const dd_note *finished);
 void dd_live_done(dd_live *l); /* frees what is in it */
 
 /* prepare.c: begin on the loop, the others on any thread */
@@ -208,8 +205,14 @@ int dd_render(const dd_service *s, const dd_request *r, const dd_turn *turn, boo
               delta_rendered *ret_text, uint32_t **ret_ids, size_t *ret_n, dd_status *st);
 int dd_parser_new(const dd_service *s, const dd_request *q, delta_output **ret_p, dd_status *st);
 size_t dd_request_text_bytes(const dd_request *q); /* about what there is to do */
-/* Answers that came from here, told by their calls' ids, get the text they were sampled as. The loop. */
-int dd_request_recall(dd_service *s, uint32_t uid, dd_request *q, dd_status *st);
+/* Answers that came from here, told by their calls' ids or their content, get the text or at least
+ * the tokens that they were sampled as. x: the session whose transcript q begins with, or NULL. The
+ * loop. */
+int dd_request_recall(dd_service *s, uint32_t uid, const dd_session *x, dd_request *q,
+                      dd_status *st);
+/* The name of an answer without calls, for the recall: of its content. */
+enum { DD_CONTENT_NAME = 72 };
+void dd_content_name(delta_str content, char to[DD_CONTENT_NAME]);
 bool dd_request_is_constrained(const dd_request *q);
 void dd_status_of_error(dd_status *st, const delta_error *err, const char *field);
 

@@ -17,6 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/sha256.h"
 #include "daemon/live.h"
 
 void dd_status_of_error(dd_status *st, const delta_error *err, const char *field)
@@ -27,6 +28,58 @@ void dd_status_of_error(dd_status *st, const delta_error *err, const char *field
     }
     dd_status_set(st, DD_INVALID_ARGUMENT, "FIELD_INVALID", "%s", err->text);
     (void)snprintf(st->field, sizeof st->field, "%s", field);
+}
+
+/* Whether the message's part of the text is the turn, as it was sampled behind its prompt. */
+static bool is_sampled(const delta_rendered *r, size_t i, const dd_sampled *x, size_t *ret_begin)
+{
+    const char *opener = x->thought ? "<|im_start|>assistant\n<think>\n"
+                                    : "<|im_start|>assistant\n<think>\n\n</think>\n\n";
+    const char *closer = "<|im_end|>\n", *at = r->text + r->messages[i].begin;
+    const size_t n = strlen(opener), len = r->messages[i].end - r->messages[i].begin;
+    *ret_begin = r->messages[i].begin + n;
+    return x->n_ids && len == n + x->text.len + strlen(closer) && memcmp(at, opener, n) == 0 &&
+           memcmp(at + n, x->text.p, x->text.len) == 0 &&
+           memcmp(at + n + x->text.len, closer, strlen(closer)) == 0;
+}
+
+/* The text's tokens; of answers that were sampled here those that were. */
+static int tokenize(const dd_service *s, const dd_request *q, const delta_rendered *r,
+                    uint32_t **ret_ids, size_t *ret_n, delta_error *err)
+{
+    const delta_tokenizer *t = dd_engine_tokenizer(s->engine);
+    const char *text = r->len ? r->text : "";
+    uint32_t *ids = NULL, *piece = NULL;
+    size_t n = 0, n_piece, at = 0, begin;
+    for (size_t i = 0; i <= q->n_messages; i++) {
+        const dd_sampled *x = i < q->n_messages && q->sampled ? &q->sampled[i] : NULL;
+        if (i < q->n_messages && (!x || !is_sampled(r, i, x, &begin)))
+            continue;
+        int e =
+            delta_tokenize(t, text + at, (x ? begin : r->len) - at, false, &piece, &n_piece, err);
+        const size_t more = n_piece + (x ? x->n_ids : 0);
+        uint32_t *all = e < 0 ? NULL : realloc(ids, (n + more + 1) * sizeof *all);
+        if (!all) {
+            e = e < 0 ? e : delta_fail(err, DELTA_ENOMEM, "%zu tokens", n + more);
+            free(piece);
+            free(ids);
+            return e;
+        }
+        ids = all;
+        if (n_piece)
+            memcpy(ids + n, piece, n_piece * sizeof *ids);
+        free(piece);
+        piece = NULL;
+        n += n_piece;
+        if (x) {
+            memcpy(ids + n, x->ids, x->n_ids * sizeof *ids);
+            n += x->n_ids;
+            at = begin + x->text.len;
+        }
+    }
+    *ret_ids = ids;
+    *ret_n = n;
+    return 0;
 }
 
 int dd_render(const dd_service *s, const dd_request *r, const dd_turn *turn, bool prompt,
@@ -54,8 +107,7 @@ int dd_render(const dd_service *s, const dd_request *r, const dd_turn *turn, boo
         dd_status_of_error(st, &err, "messages");
         return -1;
     }
-    e = delta_tokenize(dd_engine_tokenizer(s->engine), ret_text->len ? ret_text->text : "",
-                       ret_text->len, false, ret_ids, ret_n, &err);
+    e = tokenize(s, r, ret_text, ret_ids, ret_n, &err);
     if (e < 0) {
         delta_rendered_done(ret_text);
         err.code = e;
@@ -65,22 +117,67 @@ int dd_render(const dd_service *s, const dd_request *r, const dd_turn *turn, boo
     return 0;
 }
 
-int dd_request_recall(dd_service *s, uint32_t uid, dd_request *q, dd_status *st)
+void dd_content_name(delta_str content, char to[DD_CONTENT_NAME])
 {
+    memcpy(to, "text ", 5);
+    de_sha256_hex(content.p, content.len, to + 5);
+}
+
+static int no_memory(dd_status *st)
+{
+    dd_status_set(st, DD_RESOURCE_EXHAUSTED, "OUT_OF_MEMORY", "no memory for the prompt");
+    return -1;
+}
+
+/* The turn that m was, if it is known. */
+static bool recall(dd_service *s, uint32_t uid, const delta_message *m, dd_sampled *ret_turn)
+{
+    char content[DD_CONTENT_NAME];
+    delta_str names[DD_RECALL_CALLS];
+    size_t n = 0;
+    if (m->role != DELTA_ROLE_ASSISTANT || m->n_calls > DD_RECALL_CALLS)
+        return false;
+    for (; n < m->n_calls; n++)
+        names[n] = m->calls[n].id;
+    if (n == 0 && m->n_parts == 1) {
+        dd_content_name(m->parts[0].text, content);
+        names[n++] = (delta_str){ content, strlen(content) };
+    }
+    return dd_recall_find(s->recall, uid, names, n, ret_turn);
+}
+
+int dd_request_recall(dd_service *s, uint32_t uid, const dd_session *x, dd_request *q,
+                      dd_status *st)
+{
+    q->arena.limit += q->n_messages * sizeof *q->sampled + 64; /* ours, not the peer's */
+    q->sampled = de_arena_array(&q->arena, q->n_messages, sizeof *q->sampled);
+    if (!q->sampled)
+        return no_memory(st);
+    memset(q->sampled, 0, q->n_messages * sizeof *q->sampled);
     for (size_t i = 0; i < q->n_messages; i++) {
         delta_message *m = &q->messages[i];
-        delta_str text;
-        bool thought;
-        if (m->sampled.len || !dd_recall_find(s->recall, uid, m, &text, &thought))
+        dd_sampled *turn = &q->sampled[i];
+        if (x && i < x->n_messages && x->sampled[i].text.p) {
+            *turn = x->sampled[i]; /* it stays as long as the session is busy */
+        } else if (recall(s, uid, m, turn)) {
+            const size_t bytes = turn->n_ids * sizeof *turn->ids;
+            q->arena.limit += turn->text.len + bytes + 128;
+            char *text = de_arena_strndup(&q->arena, turn->text.p, turn->text.len);
+            uint32_t *ids = de_arena_array(&q->arena, turn->n_ids, sizeof *ids);
+            if (!text || !ids)
+                return no_memory(st);
+            if (bytes)
+                memcpy(ids, turn->ids, bytes);
+            turn->text.p = text;
+            turn->ids = ids;
+        } else {
             continue;
-        q->arena.limit += text.len + 64; /* ours, not the peer's */
-        char *copy = de_arena_strndup(&q->arena, text.p, text.len);
-        if (!copy) {
-            dd_status_set(st, DD_RESOURCE_EXHAUSTED, "OUT_OF_MEMORY", "no memory for the prompt");
-            return -1;
         }
-        m->sampled = (delta_str){ copy, text.len };
-        m->sampled_thought = thought;
+        /* Calls' ids say that it is this turn, whatever its words; a content only that it may be. */
+        if (m->n_calls || (x && i < x->n_messages)) {
+            m->sampled = turn->text;
+            m->sampled_thought = turn->thought;
+        }
     }
     return 0;
 }
@@ -238,7 +335,7 @@ static int constrain(dd_live *l, dd_status *st)
     return e;
 }
 
-static int prepare_generate(dd_live *l, dd_status *st)
+static int ids_of_generate(dd_live *l, dd_status *st)
 {
     const dd_request *q = &l->req;
     delta_error err = { 0 };
@@ -289,7 +386,7 @@ int dd_prepare_begin(dd_live *l, dd_status *st)
     if ((q->session_id[0] || l->method != DD_M_CHAT) && dd_session_begin(l, st) < 0)
         return -1;
     if (dd_request_tools_check(&l->req, st) < 0 ||
-        dd_request_recall(l->s, l->peer.uid, &l->req, st) < 0)
+        dd_request_recall(l->s, l->peer.uid, l->session, &l->req, st) < 0)
         return -1;
     l->turn.leaves_open = l->method != DD_M_CHAT && q->n_messages &&
                           q->messages[q->n_messages - 1].role == DELTA_ROLE_TOOL;
@@ -304,8 +401,12 @@ int dd_prepare(dd_live *l, dd_status *st)
     if ((chat || l->method == DD_M_GENERATE) && dd_request_is_constrained(&l->req) &&
         constrain(l, st) < 0)
         return -1;
-    if (l->method == DD_M_GENERATE)
-        return prepare_generate(l, st);
+    if (l->method == DD_M_GENERATE) {
+        if (ids_of_generate(l, st) < 0)
+            return -1;
+        dd_reuse_marks(l);
+        return 0;
+    }
     if (chat && dd_parser_new(l->s, &l->req, &l->parser, st) < 0)
         return -1;
     if (!chat && l->req.n_messages == l->turn.first)

@@ -1,5 +1,5 @@
 /* recall.c -- see recall.h. One list of turns, the one used last in front, and a hash table of the
- * first ids. */
+ * first names. */
 #include "daemon/recall.h"
 
 #include <stdlib.h>
@@ -15,10 +15,15 @@ struct turn {
     uint64_t hash;
     uint32_t uid;
     bool thought;
-    size_t ids_len; /* all ids, each with a NUL behind */
-    size_t len;
-    char bytes[]; /* ids, sampled */
+    size_t names_len; /* all names, each with a NUL behind */
+    size_t len, n_ids;
+    uint32_t ids[]; /* then the names, and the text */
 };
+
+static char *names_of(turn *t)
+{
+    return (char *)(t->ids + t->n_ids);
+}
 
 struct dd_recall {
     turn *newest, *oldest;
@@ -31,17 +36,17 @@ dd_recall *dd_recall_new(void)
     return calloc(1, sizeof(dd_recall));
 }
 
-static uint64_t hash_of(delta_str id)
+static uint64_t hash_of(delta_str name)
 {
     uint64_t h = 14695981039346656037u; /* FNV-1a */
-    for (size_t i = 0; i < id.len; i++)
-        h = (h ^ (uint8_t)id.p[i]) * 1099511628211u;
+    for (size_t i = 0; i < name.len; i++)
+        h = (h ^ (uint8_t)name.p[i]) * 1099511628211u;
     return h;
 }
 
 static size_t size_of(const turn *t)
 {
-    return sizeof *t + t->ids_len + t->len;
+    return sizeof *t + t->n_ids * sizeof *t->ids + t->names_len + t->len;
 }
 
 static void unlink_turn(dd_recall *r, turn *t)
@@ -100,30 +105,33 @@ static void make_room(dd_recall *r, uint32_t uid, size_t size)
         drop(r, r->oldest);
 }
 
-void dd_recall_put(dd_recall *r, uint32_t uid, const delta_str *ids, size_t n, delta_str sampled,
-                   bool thought)
+void dd_recall_put(dd_recall *r, uint32_t uid, const delta_str *names, size_t n,
+                   const dd_sampled *x)
 {
-    size_t ids_len = 0;
+    size_t names_len = 0;
     for (size_t i = 0; i < n; i++)
-        ids_len += ids[i].len + 1;
-    if (n == 0 || sampled.len > DD_RECALL_TURN_BYTES || ids_len > DD_RECALL_TURN_BYTES)
+        names_len += names[i].len + 1;
+    if (n == 0 || x->text.len > DD_RECALL_TURN_BYTES || names_len > DD_RECALL_TURN_BYTES)
         return;
-    turn *t = malloc(sizeof *t + ids_len + sampled.len);
+    turn *t = malloc(sizeof *t + x->n_ids * sizeof *t->ids + names_len + x->text.len);
     if (!t)
         return;
-    *t = (turn){ .hash = hash_of(ids[0]),
+    *t = (turn){ .hash = hash_of(names[0]),
                  .uid = uid,
-                 .thought = thought,
-                 .ids_len = ids_len,
-                 .len = sampled.len };
-    char *to = t->bytes;
+                 .thought = x->thought,
+                 .names_len = names_len,
+                 .len = x->text.len,
+                 .n_ids = x->n_ids };
+    if (x->n_ids)
+        memcpy(t->ids, x->ids, x->n_ids * sizeof *t->ids);
+    char *to = names_of(t);
     for (size_t i = 0; i < n; i++) {
-        memcpy(to, ids[i].p, ids[i].len);
-        to += ids[i].len;
+        memcpy(to, names[i].p, names[i].len);
+        to += names[i].len;
         *to++ = '\0';
     }
-    if (sampled.len)
-        memcpy(to, sampled.p, sampled.len);
+    if (x->text.len)
+        memcpy(to, x->text.p, x->text.len);
     make_room(r, uid, size_of(t));
     t->chain = r->buckets[t->hash % BUCKETS];
     r->buckets[t->hash % BUCKETS] = t;
@@ -132,33 +140,36 @@ void dd_recall_put(dd_recall *r, uint32_t uid, const delta_str *ids, size_t n, d
     r->bytes += size_of(t);
 }
 
-static bool has_ids(const turn *t, const delta_message *m)
+static bool has_names(turn *t, const delta_str *names, size_t n)
 {
+    const char *bytes = names_of(t);
     size_t at = 0;
-    for (size_t i = 0; i < m->n_calls; i++) {
-        const delta_str id = m->calls[i].id;
-        if (id.len + 1 > t->ids_len - at || memcmp(t->bytes + at, id.p, id.len) != 0 ||
-            t->bytes[at + id.len] != '\0')
+    for (size_t i = 0; i < n; i++) {
+        const delta_str name = names[i];
+        if (name.len + 1 > t->names_len - at || memcmp(bytes + at, name.p, name.len) != 0 ||
+            bytes[at + name.len] != '\0')
             return false;
-        at += id.len + 1;
+        at += name.len + 1;
     }
-    return at == t->ids_len;
+    return at == t->names_len;
 }
 
-bool dd_recall_find(dd_recall *r, uint32_t uid, const delta_message *m, delta_str *ret_sampled,
-                    bool *ret_thought)
+bool dd_recall_find(dd_recall *r, uint32_t uid, const delta_str *names, size_t n,
+                    dd_sampled *ret_turn)
 {
-    if (m->n_calls == 0 || m->calls[0].id.len == 0)
+    if (n == 0 || names[0].len == 0)
         return false;
-    const uint64_t h = hash_of(m->calls[0].id);
+    const uint64_t h = hash_of(names[0]);
     turn *t = r->buckets[h % BUCKETS];
-    while (t && (t->hash != h || t->uid != uid || !has_ids(t, m)))
+    while (t && (t->hash != h || t->uid != uid || !has_names(t, names, n)))
         t = t->chain;
     if (!t)
         return false;
     unlink_turn(r, t);
     link_newest(r, t);
-    *ret_sampled = (delta_str){ t->bytes + t->ids_len, t->len };
-    *ret_thought = t->thought;
+    *ret_turn = (dd_sampled){ .text = { names_of(t) + t->names_len, t->len },
+                              .ids = t->ids,
+                              .n_ids = t->n_ids,
+                              .thought = t->thought };
     return true;
 }

@@ -5,7 +5,8 @@
  * few thousand tokens, and where a sequence ended. A prompt that comes again parts from the one
  * before at the border of a message: behind the system text and the tools, for another conversation;
  * behind the last real user message, because the template strips the reasoning of what follows when
- * the next one arrives; near the end, for another try. Those borders are marked. In tokens a border
+ * the next one arrives; near the end and at the end, for
+ * another try. Those borders are marked. In tokens a border
  * is where <|im_start|> stands; no text of a user's becomes that token. */
 #include <stdio.h>
 #include <string.h>
@@ -87,6 +88,7 @@ void dd_reuse_marks(dd_live *l)
             mark(l, i);
         n++;
     }
+    mark(l, l->n_ids ? l->n_ids - 1 : 0); /* the last token is computed anyway */
 }
 
 /* The message that token `at` of the prompt belongs to, or -1. */

@@ -24,7 +24,8 @@ static void session_free(dd_service *s, dd_session *x)
         }
     for (size_t i = 0; i < x->n_messages; i++) {
         free((void *)x->messages[i].data);
-        free(x->sampled[i].text);
+        free((void *)x->sampled[i].text.p);
+        free((void *)x->sampled[i].ids);
     }
     for (size_t i = 0; i < x->n_tools; i++)
         free((void *)x->tools[i].data);
@@ -207,8 +208,6 @@ int dd_session_begin(dd_live *l, dd_status *st)
     int r = 0;
     for (size_t i = 0; r == 0 && i < old; i++) {
         r = dd_codec_message(q, x->messages[i], &all[i], st);
-        all[i].sampled = (delta_str){ x->sampled[i].text, x->sampled[i].len };
-        all[i].sampled_thought = x->sampled[i].thought;
     }
     if (q->n_messages)
         memcpy(all + old, q->messages, q->n_messages * sizeof *all);
@@ -278,10 +277,13 @@ static int add_answer(dd_live *l, const dd_note *note)
         return -1;
     /* A stop string was sampled and is not in the text: the parts must do. */
     if (l->sampled.p && note->finish != DELTA_FINISH_STOP_STRING) {
-        x->sampled[x->n_messages - 1] =
-            (dd_sampled){ l->sampled.p, l->sampled.len, l->req.thinking };
-        x->bytes += l->sampled.len;
+        x->sampled[x->n_messages - 1] = (dd_sampled){ .text = { l->sampled.p, l->sampled.len },
+                                                      .ids = l->sampled_ids,
+                                                      .n_ids = dd_live_n_sampled(l, note),
+                                                      .thought = l->req.thinking };
+        x->bytes += l->sampled.len + l->n_sampled * sizeof *l->sampled_ids;
         l->sampled = (de_text){ 0 };
+        l->sampled_ids = NULL;
     }
     return 0;
 }

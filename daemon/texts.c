@@ -231,7 +231,7 @@ void dd_texts_call(dd_service *s, dd_rpc *r, const uint8_t *msg, size_t len)
     j->peer = r->peer;
     j->method = m;
     if (dd_request_decode(kind, msg, len, &j->req, &j->st) < 0 ||
-        dd_request_recall(s, j->peer.uid, &j->req, &j->st) < 0) {
+        dd_request_recall(s, j->peer.uid, NULL, &j->req, &j->st) < 0) {
         end(j);
         return;
     }

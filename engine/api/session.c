@@ -117,7 +117,7 @@ static void begin(delta_session *s)
 {
     if (!de_session_has_work(s))
         atomic_store(&s->cancel, false);
-    if (s->in_turn)
+    else if (s->in_turn)
         return;
     s->in_turn = true;
     s->turn_cached = s->turn_shared = s->computed;
@@ -327,7 +327,7 @@ void de_session_truncate(delta_session *s, uint32_t n)
 
 static int check_idle(const delta_session *s, delta_error *err)
 {
-    return s->generating || de_session_has_work(s)
+    return s->generating || (de_session_is_resident(s) && de_session_has_work(s))
                ? delta_fail(err, DELTA_ESTATE, "the session is at work")
                : 0;
 }

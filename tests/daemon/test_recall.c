@@ -11,20 +11,26 @@ static delta_str str(const char *s)
 
 static bool find(dd_recall *r, uint32_t uid, const char *a, const char *b, const char *want)
 {
-    const delta_chat_call calls[] = { { .id = str(a) }, { .id = str(b ? b : "") } };
-    const delta_message m = { .role = DELTA_ROLE_ASSISTANT, .calls = calls, .n_calls = b ? 2 : 1 };
-    delta_str got;
-    bool thought = false;
-    if (!dd_recall_find(r, uid, &m, &got, &thought))
+    dd_sampled got;
+    if (!dd_recall_find(r, uid, (delta_str[]){ str(a), str(b ? b : "") }, b ? 2 : 1, &got))
         return false;
-    CHECK(thought);
-    CHECK_EQ(got.len, strlen(want));
-    return got.len == strlen(want) && memcmp(got.p, want, got.len) == 0;
+    CHECK(got.thought);
+    CHECK_EQ(got.text.len, strlen(want));
+    CHECK_EQ(got.n_ids, strlen(want) < 64 ? strlen(want) : 0);
+    for (size_t i = 0; i < got.n_ids; i++)
+        CHECK_EQ(got.ids[i], (uint32_t)want[i]);
+    return got.text.len == strlen(want) && memcmp(got.text.p, want, got.text.len) == 0;
 }
 
+/* Its tokens are its characters. */
 static void put(dd_recall *r, uint32_t uid, const char *a, const char *b, const char *text)
 {
-    dd_recall_put(r, uid, (delta_str[]){ str(a), str(b ? b : "") }, b ? 2 : 1, str(text), true);
+    uint32_t ids[64];
+    const size_t n = strlen(text) < 64 ? strlen(text) : 0;
+    for (size_t i = 0; i < n; i++)
+        ids[i] = (uint32_t)text[i];
+    const dd_sampled x = { .text = str(text), .ids = ids, .n_ids = n, .thought = true };
+    dd_recall_put(r, uid, (delta_str[]){ str(a), str(b ? b : "") }, b ? 2 : 1, &x);
 }
 
 TEST(all_ids_in_order_and_the_same_user)

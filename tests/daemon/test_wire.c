@@ -133,16 +133,35 @@ TEST(numbers_out_of_range_are_refused_by_name)
 
 TEST(what_this_version_lacks_is_refused_by_name)
 {
-    dd_wire_out inner = { 0 }, o = chat("x", 1);
+    dd_wire_out o = chat("x", 1);
     dd_wire_put_varint(&o, 14, 2);
     expect(DD_REQ_CHAT, &o, DD_UNIMPLEMENTED, "NOT_IMPLEMENTED", "n");
     o = chat("x", 1);
     dd_wire_put_varint(&o, 19, 1);
     expect(DD_REQ_CHAT, &o, DD_UNIMPLEMENTED, "NOT_IMPLEMENTED", "detach");
-    o = chat("x", 1);
+}
+
+TEST(cache_control_has_its_limits)
+{
+    char salt[200];
+    memset(salt, 's', sizeof salt);
+    dd_wire_out inner = { 0 }, o = chat("x", 1);
+    dd_wire_put_bytes(&inner, 1, salt, 127);
     dd_wire_put_varint(&inner, 2, 1);
     put_message(&o, 15, &inner);
-    expect(DD_REQ_CHAT, &o, DD_UNIMPLEMENTED, "NOT_IMPLEMENTED", "cache");
+    CHECK_EQ(decode(DD_REQ_CHAT, o.data, o.len), 0);
+    CHECK(r.bypass_cache && strlen(r.cache_salt) == 127);
+    dd_request_done(&r);
+    free(o.data);
+    o = chat("x", 1);
+    dd_wire_put_bytes(&inner, 1, salt, 128);
+    put_message(&o, 15, &inner);
+    expect(DD_REQ_CHAT, &o, DD_INVALID_ARGUMENT, "FIELD_INVALID", "cache.salt");
+    o = chat("x", 1);
+    for (int i = 0; i < 9; i++)
+        dd_wire_put_varint(&inner, 3, (uint64_t)i);
+    put_message(&o, 15, &inner);
+    expect(DD_REQ_CHAT, &o, DD_INVALID_ARGUMENT, "FIELD_INVALID", "cache.checkpoint_messages");
 }
 
 TEST(what_the_answer_is_held_to)

@@ -69,6 +69,8 @@ class Daemon:
         self.socket, self.ttrpc = self.folder / "grpc.sock", self.folder / "ttrpc.sock"
         self.log_path = self.folder / f"log.{id(self)}"
         self.address = f"unix://{self.socket}"
+        if isinstance(model, dict):  # the section; else the folder alone
+            options["model"], model = model, DEMO_MODEL
         options = {section: dict(keys) for section, keys in options.items()}
         options.setdefault("model", {}).setdefault("path", model)
         server = options.setdefault("server", {})

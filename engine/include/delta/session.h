@@ -20,9 +20,10 @@
  * that is kept for its owner; only what follows is computed. The cache gives up
  * what is worth least when sessions need the room.
  *
- * A turn goes from the first append or generate after the last FINISHED (or
- * the beginning) to the next FINISHED; its times and its count of cached
- * tokens (those that were in the state when it began) are reported there. */
+ * A turn goes from the append or generate that finds the session idle to the
+ * next FINISHED, or until all that was appended is computed; its times and its
+ * count of cached tokens (those that were in the state when it began) are
+ * reported with it. */
 #ifndef DELTA_SESSION_H
 #define DELTA_SESSION_H
 
@@ -72,6 +73,7 @@ int delta_session_reserve(delta_session *s, uint32_t ctx_tokens, delta_error *er
 void delta_session_park(delta_session *s);
 
 /* Shortens the timeline to its first n_tokens; the next reserve finds the best place to go on from.
+ * What was appended and never computed goes first, where it is not resident.
  *   DELTA_ESTATE    it is at work
  *   DELTA_EINVALID  it has fewer tokens */
 int delta_session_rewind(delta_session *s, uint32_t n_tokens, delta_error *err);

@@ -54,9 +54,9 @@ typedef struct delta_event {
         } text;
         struct {
             enum delta_finish reason;
-            uint32_t stop;     /* the id, or the index of the stop string */
-            uint32_t n_prompt; /* the timeline where generation began */
-            uint32_t n_cached; /* of it, in the state when the turn began */
+            uint32_t stop;                  /* the id, or the index of the stop string */
+            uint32_t n_prompt;              /* the timeline where generation began */
+            uint32_t n_cached;              /* of it, in the state when the turn began */
             uint32_t n_generated;           /* with the stop token */
             uint64_t prefill_ns, decode_ns; /* first step to first token; first to last token */
             delta_error error;

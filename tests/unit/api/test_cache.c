@@ -157,8 +157,9 @@ TEST(random_operations_say_what_cold_prompts_say)
         }
         case 5: { /* rewind */
             const uint32_t n = rnd(o->n + 1);
-            CHECK_EQ(delta_session_rewind(o->s, n, NULL), is_busy ? DELTA_ESTATE : 0);
-            o->n = is_busy ? o->n : n;
+            const int r = delta_session_rewind(o->s, n, NULL);
+            CHECK(r == 0 || (is_busy && r == DELTA_ESTATE));
+            o->n = r == 0 ? n : o->n;
             break;
         }
         case 6:
