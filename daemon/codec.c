@@ -712,6 +712,10 @@ static const ProtobufCMessageDescriptor *descriptor(enum dd_request_kind kind)
         return &deltad__v1__close_session_request__descriptor;
     case DD_REQ_APPEND:
         return &deltad__v1__append_messages_request__descriptor;
+    case DD_REQ_FORK:
+        return &deltad__v1__fork_session_request__descriptor;
+    case DD_REQ_REWIND:
+        return &deltad__v1__rewind_session_request__descriptor;
     case DD_REQ_INFO:
         return &deltad__v1__get_model_info_request__descriptor;
     case DD_REQ_STATS:
@@ -775,6 +779,26 @@ static int take(enum dd_request_kind kind, dd_request *r, const ProtobufCMessage
         if (!q->session_id[0])
             return invalid(st, "session_id", "it is empty");
         return take_messages(r, q->messages, q->n_messages, false, st);
+    }
+    case DD_REQ_FORK: {
+        const Deltad__V1__ForkSessionRequest *q = (const void *)m;
+        r->session_id = q->session_id;
+        r->name = q->name;
+        r->count = q->count ? q->count : 1;
+        r->keep_messages = q->n_messages_opt_case ? q->n_messages : UINT32_MAX;
+        r->has_expect = q->expect_generation_opt_case != 0;
+        r->expect_generation = r->has_expect ? q->expect_generation : 0;
+        if (r->count > DD_FORKS)
+            return invalid(st, "count", "%u is not in [0, %d]", r->count, DD_FORKS);
+        return 0;
+    }
+    case DD_REQ_REWIND: {
+        const Deltad__V1__RewindSessionRequest *q = (const void *)m;
+        r->session_id = q->session_id;
+        r->keep_messages = q->n_messages;
+        r->has_expect = q->expect_generation_opt_case != 0;
+        r->expect_generation = r->has_expect ? q->expect_generation : 0;
+        return 0;
     }
     case DD_REQ_INFO:
     case DD_REQ_STATS:

@@ -68,7 +68,8 @@ typedef struct dd_request {
     const uint32_t *checkpoint_messages;
     size_t n_checkpoint_messages;
     int priority;
-    uint32_t ctx_tokens; /* 0: absent */
+    uint32_t ctx_tokens;           /* 0: absent */
+    uint32_t count, keep_messages; /* keep_messages UINT32_MAX: all */
     bool has_idle_timeout;
     uint64_t idle_timeout_ns;
     dd_bytes *chunks;
@@ -89,6 +90,8 @@ enum dd_request_kind {
     DD_REQ_LIST,
     DD_REQ_CLOSE,
     DD_REQ_APPEND,
+    DD_REQ_FORK,   /* session_id, count, keep_messages */
+    DD_REQ_REWIND, /* session_id, keep_messages */
     DD_REQ_INFO,
     DD_REQ_STATS,
 };

@@ -23,6 +23,7 @@ enum {
     WISH_RESUME = 8,
     WISH_FREE = 16,
     WISH_PARK = 32,
+    WISH_FORK = 64,
 };
 enum { IDLE_MS = 1000 };
 
@@ -31,11 +32,12 @@ struct dd_timeline {
     dd_engine *engine;
     bool keep;
     uint64_t owner;
-    dd_run run; /* written by the loop while no run is posted, read by the engine thread */
+    dd_timeline *from;   /* WISH_FORK: of which this is to be a copy */
+    atomic_uint n_forks; /* copies of this that are to be made yet; freed is it after them */
+    dd_run run;          /* written by the loop while no run is posted, read by the engine thread */
     /* engine thread only */
     delta_session *session;
-    size_t n_before; /* tokens that it had when the run came */
-    bool has_appended;
+    bool has_appended, is_freed;
     dd_timeline *prev, *next; /* of all that have a session or wait */
     dd_place place;           /* in line, if it waits */
     bool is_listed, is_waiting, is_running, is_paused;
@@ -212,7 +214,7 @@ static void end_run(dd_engine *e, dd_timeline *t, dd_note n)
         /* A turn that did not happen leaves no trace. */
         if (t->keep && t->has_appended && n.n_generated == 0 &&
             (n.finish == DELTA_FINISH_CANCELLED || n.finish == DELTA_FINISH_ERROR))
-            (void)delta_session_rewind(t->session, (uint32_t)t->n_before, NULL);
+            (void)delta_session_rewind(t->session, t->run.n_before, NULL);
         const uint32_t *ids = delta_session_tokens(t->session, &len);
         delta_session_reuse(t->session, &n.n_cached, &n.n_shared);
         n.n_timeline = (uint32_t)len;
@@ -242,10 +244,15 @@ static void end_with_error(dd_engine *e, dd_timeline *t, const delta_error *err)
 /* The run's tokens into the timeline, once, however often it is tried to start. */
 static int append(dd_timeline *t, delta_error *err)
 {
-    (void)delta_session_tokens(t->session, &t->n_before);
-    int r = delta_session_append(t->session, t->run.ids, t->run.n_ids, err);
+    size_t n = 0;
+    (void)delta_session_tokens(t->session, &n);
+    if (n < t->run.n_before)
+        return delta_fail(err, DELTA_ESTATE, "the session's state was lost: try again");
+    int r = delta_session_rewind(t->session, t->run.n_before, err);
+    if (r == 0)
+        r = delta_session_append(t->session, t->run.ids, t->run.n_ids, err);
     for (size_t i = 0; r == 0 && i < t->run.n_marks; i++)
-        delta_session_mark(t->session, (uint32_t)t->n_before + t->run.marks[i]);
+        delta_session_mark(t->session, t->run.n_before + t->run.marks[i]);
     t->has_appended = r == 0;
     return r;
 }
@@ -302,11 +309,32 @@ static void try_waiting(dd_engine *e)
     }
 }
 
+/* Frees it, but not before its copies are made. */
+static void free_timeline(dd_engine *e, dd_timeline *t)
+{
+    t->is_freed = true;
+    if (atomic_load(&t->n_forks))
+        return;
+    drop_session(e, t);
+    free(t);
+}
+
+static void fork_from(dd_engine *e, dd_timeline *t)
+{
+    dd_timeline *from = t->from;
+    t->from = NULL;
+    if (from->session && delta_session_fork(from->session, t, &t->session, NULL) == 0)
+        list(e, t);
+    if (atomic_fetch_sub(&from->n_forks, 1) == 1 && from->is_freed)
+        free_timeline(e, from);
+}
+
 static void grant(dd_engine *e, dd_timeline *t, uint32_t wishes)
 {
+    if (wishes & WISH_FORK)
+        fork_from(e, t);
     if (wishes & WISH_FREE) {
-        drop_session(e, t);
-        free(t);
+        free_timeline(e, t);
         return;
     }
     if ((wishes & WISH_PARK) && t->session && !t->is_running && !t->is_waiting) {
@@ -605,6 +633,17 @@ void dd_timeline_pause(dd_timeline *t, bool paused)
 {
     dd_mailbox_post(&t->engine->box, &t->mail, paused ? WISH_PAUSE : WISH_RESUME,
                     paused ? WISH_RESUME : WISH_PAUSE);
+}
+
+dd_timeline *dd_timeline_fork(dd_timeline *from)
+{
+    dd_timeline *t = dd_timeline_new(from->engine, from->owner, true);
+    if (t) {
+        t->from = from;
+        atomic_fetch_add(&from->n_forks, 1);
+        dd_mailbox_post(&t->engine->box, &t->mail, WISH_FORK, 0);
+    }
+    return t;
 }
 
 void dd_timeline_park(dd_timeline *t)

@@ -56,10 +56,10 @@ typedef struct dd_note {
 
 typedef struct dd_run {
     uint64_t id;
+    uint32_t n_before; /* tokens of the timeline that stay: what came later is taken back first */
     const uint32_t *ids;
     size_t n_ids;
-    const uint32_t
-        *marks; /* [n_marks] positions in ids where others may part: delta_session_mark() */
+    const uint32_t *marks; /* [n_marks] positions in ids: delta_session_mark() */
     size_t n_marks;
     uint32_t ctx_tokens; /* room the timeline needs */
     bool generate;
@@ -88,6 +88,9 @@ dd_timeline *dd_timeline_new(dd_engine *e, uint64_t owner, bool keep);
 void dd_timeline_run(dd_timeline *t, const dd_run *run);
 void dd_timeline_cancel(dd_timeline *t);
 void dd_timeline_pause(dd_timeline *t, bool paused);
+/* A timeline like `from`, to keep, with what that holds when the engine thread comes to it: a run says
+ * how much of it stays. If there is no memory for it then its first run ends with an error. */
+dd_timeline *dd_timeline_fork(dd_timeline *from);
 /* Leaves the device until its next run; a no-op while one runs. */
 void dd_timeline_park(dd_timeline *t);
 void dd_timeline_free(dd_timeline *t); /* its run must have ended; NULL is a no-op */

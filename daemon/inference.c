@@ -369,6 +369,7 @@ static int launch(dd_live *l, dd_status *st)
     }
     const dd_run run = { .id = l->run,
                          .ids = l->ids,
+                         .n_before = (uint32_t)before,
                          .n_ids = l->n_ids,
                          .marks = l->marks,
                          .n_marks = l->n_marks,

@@ -19,6 +19,7 @@ enum {
     DD_RECALL_CALLS = 128,          /* calls of one of them */
     DD_RETRY_MS = 1000,             /* what RetryInfo advises */
     DD_WATCHERS = 1024,             /* Health.Watch calls */
+    DD_FORKS = 64,                  /* sessions of one ForkSession */
     DD_SESSION_MESSAGES = 1 << 16,  /* of one named session */
     DD_SESSION_BYTES = 64 << 20,    /* its transcript and tools */
     DD_MARKS = 16,                  /* places in a prompt where states are asked for */

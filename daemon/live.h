@@ -32,6 +32,8 @@ enum dd_method_id {
     DD_M_LIST,
     DD_M_CLOSE,
     DD_M_APPEND,
+    DD_M_FORK,
+    DD_M_REWIND,
     DD_M_INFO,
     DD_M_STATS,
     DD_M_HEALTH_CHECK,
@@ -69,6 +71,12 @@ struct dd_service {
     void *drained_arg;
 };
 
+/* What a session was when a turn had ended. */
+typedef struct dd_border {
+    uint32_t n_messages, n_tokens;
+    bool needs_end, is_open;
+} dd_border;
+
 struct dd_session {
     dd_session *next;
     char id[DD_ID_BYTES];
@@ -81,6 +89,8 @@ struct dd_session {
     dd_bytes *tools;
     size_t n_tools;
     bool thinking, omit_reasoning, preserve;
+    dd_border *borders; /* of the turns that the timeline holds, the oldest first */
+    size_t n_borders, cap_borders;
     dd_timeline *timeline; /* NULL: to be rendered from the transcript */
     size_t n_rendered;     /* messages that the timeline holds */
     bool is_whole;         /* it holds the reasoning of all of them */

@@ -34,6 +34,8 @@ static const dd_method methods[] = {
     { SESSION "GetSession", DD_UNARY, DD_M_GET },
     { SESSION "ListSessions", DD_UNARY, DD_M_LIST },
     { SESSION "CloseSession", DD_UNARY, DD_M_CLOSE },
+    { SESSION "ForkSession", DD_UNARY, DD_M_FORK },
+    { SESSION "RewindSession", DD_UNARY, DD_M_REWIND },
     { SESSION "AppendMessages", DD_UNARY, DD_M_APPEND },
     { MODEL "GetModelInfo", DD_UNARY, DD_M_INFO },
     { MODEL "GetStats", DD_UNARY, DD_M_STATS },
@@ -261,6 +263,8 @@ void dd_service_message(dd_service *s, dd_rpc *r, const uint8_t *msg, size_t len
     case DD_M_GET:
     case DD_M_LIST:
     case DD_M_CLOSE:
+    case DD_M_FORK:
+    case DD_M_REWIND:
         dd_session_call(s, r, msg, len);
         return;
     case DD_M_INFO: {

@@ -31,6 +31,7 @@ static void session_free(dd_service *s, dd_session *x)
         free((void *)x->tools[i].data);
     free(x->messages);
     free(x->sampled);
+    free(x->borders);
     free(x->tools);
     free(x->name);
     dd_timeline_free(x->timeline);
@@ -93,16 +94,21 @@ static int out_of_memory(dd_status *st)
     return -1;
 }
 
-static dd_session *create(dd_live *l, dd_status *st)
+/* `count` sessions more. */
+static int check_count(const dd_service *s, uint32_t count, dd_status *st)
 {
-    dd_service *s = l->s;
-    const dd_request *q = &l->req;
-    if (s->n_sessions >= s->o.config->limits.max_named_sessions) {
-        dd_status_set(st, DD_RESOURCE_EXHAUSTED, "SESSION_LIMIT",
-                      "%u sessions are open, the most there may be", s->n_sessions);
-        st->retry_ms = DD_RETRY_MS;
-        return NULL;
-    }
+    if (s->n_sessions + count <= s->o.config->limits.max_named_sessions)
+        return 0;
+    dd_status_set(st, DD_RESOURCE_EXHAUSTED, "SESSION_LIMIT", "%u sessions are open of %u",
+                  s->n_sessions, s->o.config->limits.max_named_sessions);
+    st->retry_ms = DD_RETRY_MS;
+    return -1;
+}
+
+/* An empty session in the list. */
+static dd_session *add_session(dd_service *s, const char *name, const dd_bytes *tools,
+                               size_t n_tools, const dd_peer *owner, dd_status *st)
+{
     dd_session *x = calloc(1, sizeof *x);
     if (!x) {
         (void)out_of_memory(st);
@@ -111,21 +117,33 @@ static dd_session *create(dd_live *l, dd_status *st)
     x->next = s->sessions;
     s->sessions = x;
     s->n_sessions++;
-    x->name = strdup(q->name);
-    x->tools = calloc(q->n_tools ? q->n_tools : 1, sizeof *x->tools);
+    x->name = strdup(name);
+    x->tools = calloc(n_tools ? n_tools : 1, sizeof *x->tools);
     bool bad = !x->name || !x->tools || dd_random_text(x->id, 24) < 0;
-    for (size_t i = 0; !bad && i < q->n_tools; i++) {
-        bad = copy(q->packed_tools[i], &x->tools[i]) < 0;
+    for (size_t k = 0; !bad && k < n_tools; k++) {
+        bad = copy(tools[k], &x->tools[k]) < 0;
         x->n_tools += !bad;
-        x->bytes += q->packed_tools[i].len;
+        x->bytes += tools[k].len;
     }
     if (bad) {
         (void)out_of_memory(st);
         session_free(s, x);
         return NULL;
     }
-    x->owner = l->peer;
+    x->owner = *owner;
     x->created_ns = x->used_ns = de_now_ns();
+    return x;
+}
+
+static dd_session *create(dd_live *l, dd_status *st)
+{
+    dd_service *s = l->s;
+    const dd_request *q = &l->req;
+    dd_session *x = NULL;
+    if (check_count(s, 1, st) == 0)
+        x = add_session(s, q->name, q->packed_tools, q->n_tools, &l->peer, st);
+    if (!x)
+        return NULL;
     x->idle_timeout_ns =
         q->has_idle_timeout ? q->idle_timeout_ns : s->o.config->limits.session_idle_ns;
     x->thinking = q->thinking;
@@ -135,9 +153,8 @@ static dd_session *create(dd_live *l, dd_status *st)
     return x;
 }
 
-static int check_turn(const dd_session *x, const dd_request *q, dd_status *st)
+static int check_idle(const dd_session *x, const dd_request *q, dd_status *st)
 {
-    size_t bytes = 0;
     if (x->busy) {
         dd_status_set(st, DD_ABORTED, "SESSION_BUSY", "the session's last turn still runs");
         st->retry_ms = DD_RETRY_MS;
@@ -155,6 +172,14 @@ static int check_turn(const dd_session *x, const dd_request *q, dd_status *st)
         st->n_meta = 2;
         return -1;
     }
+    return 0;
+}
+
+static int check_turn(const dd_session *x, const dd_request *q, dd_status *st)
+{
+    size_t bytes = 0;
+    if (check_idle(x, q, st) < 0)
+        return -1;
     for (size_t i = 0; i < q->n_messages; i++)
         bytes += q->packed[i].len;
     if (x->n_messages + q->n_messages > DD_SESSION_MESSAGES ||
@@ -178,6 +203,7 @@ static void forget_timeline(dd_session *x)
     dd_timeline_free(x->timeline);
     x->timeline = NULL;
     x->n_rendered = 0;
+    x->n_borders = 0;
     x->n_tokens = x->ctx_tokens = 0;
     x->needs_end = x->is_open = false;
 }
@@ -301,6 +327,24 @@ static int add_new(dd_live *l)
     return 0;
 }
 
+/* Where it is now. */
+static int add_border(dd_session *x)
+{
+    if (x->n_borders == x->cap_borders) {
+        const size_t cap = x->cap_borders ? x->cap_borders * 2 : 8;
+        dd_border *more = realloc(x->borders, cap * sizeof *more);
+        if (!more)
+            return -1;
+        x->borders = more;
+        x->cap_borders = cap;
+    }
+    x->borders[x->n_borders++] = (dd_border){ .n_messages = (uint32_t)x->n_messages,
+                                              .n_tokens = x->n_tokens,
+                                              .needs_end = x->needs_end,
+                                              .is_open = x->is_open };
+    return 0;
+}
+
 bool dd_session_turn_counts(const dd_note *n)
 {
     return n->finish != DELTA_FINISH_ERROR &&
@@ -336,7 +380,7 @@ void dd_session_end(dd_live *l, const dd_note *n)
     x->is_open = l->turn.leaves_open;
     if (l->method != DD_M_CREATE)
         x->generation++;
-    if (!is_kept)
+    if (!is_kept || add_border(x) < 0)
         forget_timeline(x); /* the transcript lost something for want of memory */
 }
 
@@ -418,20 +462,176 @@ static void close_session(dd_service *s, dd_rpc *r, const dd_request *q)
     dd_answer(r, calloc(1, 1), 0);
 }
 
+static void drop_message(dd_session *x)
+{
+    const size_t i = --x->n_messages;
+    x->bytes -= x->messages[i].len + x->sampled[i].text.len +
+                x->sampled[i].n_ids * sizeof *x->sampled[i].ids;
+    free((void *)x->messages[i].data);
+    free((void *)x->sampled[i].text.p);
+    free((void *)x->sampled[i].ids);
+}
+
+/* Its first n messages stay, and of the timeline what ended with a turn among them; the next turn
+ * renders what is missing, and finds most of it computed. */
+static void shorten(dd_session *x, size_t n)
+{
+    while (x->n_messages > n)
+        drop_message(x);
+    while (x->n_borders && x->borders[x->n_borders - 1].n_messages > n)
+        x->n_borders--;
+    if (!x->n_borders) {
+        forget_timeline(x);
+        return;
+    }
+    const dd_border *b = &x->borders[x->n_borders - 1];
+    x->n_rendered = b->n_messages;
+    x->n_tokens = b->n_tokens;
+    x->needs_end = b->needs_end;
+    x->is_open = b->is_open;
+}
+
+static int check_keep(const dd_session *x, const dd_request *q, dd_status *st)
+{
+    if (q->keep_messages == UINT32_MAX || q->keep_messages <= x->n_messages)
+        return 0;
+    dd_status_set(st, DD_INVALID_ARGUMENT, "FIELD_INVALID", "%u: the session has %zu messages",
+                  q->keep_messages, x->n_messages);
+    (void)snprintf(st->field, sizeof st->field, "n_messages");
+    return -1;
+}
+
+static void rewind_session(dd_service *s, dd_rpc *r, const dd_request *q)
+{
+    dd_status st;
+    dd_wire_out o = { 0 };
+    size_t len = 0;
+    dd_session *x = find(s, q->session_id, &r->peer, dd_peer_may_use, &st);
+    if (!x || check_idle(x, q, &st) < 0 || check_keep(x, q, &st) < 0) {
+        dd_refuse(r, &st);
+        return;
+    }
+    shorten(x, q->keep_messages);
+    x->generation++;
+    x->used_ns = de_now_ns();
+    put_session(&o, x);
+    uint8_t *msg = dd_wire_take(&o, &len);
+    dd_answer(r, msg, len);
+}
+
+static int copy_turns(const dd_session *x, dd_session *to)
+{
+    for (size_t i = 0; i < x->n_messages; i++) {
+        dd_bytes b;
+        if (copy(x->messages[i], &b) < 0 || add_message(to, (uint8_t *)b.data, b.len) < 0)
+            return -1;
+        const dd_sampled *from = &x->sampled[i];
+        if (!from->text.p)
+            continue;
+        const size_t bytes = from->n_ids * sizeof *from->ids;
+        char *text = malloc(from->text.len + 1);
+        uint32_t *ids = malloc(bytes + 1);
+        to->sampled[i] = (dd_sampled){ .text = { text, from->text.len },
+                                       .ids = ids,
+                                       .n_ids = from->n_ids,
+                                       .thought = from->thought };
+        if (!text || !ids)
+            return -1;
+        memcpy(text, from->text.p, from->text.len);
+        if (bytes)
+            memcpy(ids, from->ids, bytes);
+        to->bytes += from->text.len + bytes;
+    }
+    to->borders = calloc(x->n_borders + 1, sizeof *to->borders);
+    if (!to->borders)
+        return -1;
+    if (x->n_borders)
+        memcpy(to->borders, x->borders, x->n_borders * sizeof *to->borders);
+    to->n_borders = x->n_borders;
+    to->cap_borders = x->n_borders + 1;
+    return 0;
+}
+
+static dd_session *fork_session(dd_service *s, const dd_session *x, const dd_request *q,
+                                const dd_peer *peer, dd_status *st)
+{
+    dd_session *to = add_session(s, q->name[0] ? q->name : x->name, x->tools, x->n_tools, peer, st);
+    if (!to)
+        return NULL;
+    to->generation = x->generation;
+    to->idle_timeout_ns = x->idle_timeout_ns;
+    to->thinking = x->thinking;
+    to->omit_reasoning = x->omit_reasoning;
+    to->preserve = x->preserve;
+    to->ctx_wanted = x->ctx_wanted;
+    to->is_whole = x->is_whole;
+    bool bad = copy_turns(x, to) < 0;
+    if (!bad && x->timeline) {
+        to->timeline = dd_timeline_fork(x->timeline);
+        bad = !to->timeline;
+        to->n_rendered = x->n_rendered;
+        to->n_tokens = x->n_tokens;
+        to->needs_end = x->needs_end;
+        to->is_open = x->is_open;
+        to->is_parked = true;
+    }
+    if (bad) {
+        (void)out_of_memory(st);
+        session_free(s, to);
+        return NULL;
+    }
+    if (q->keep_messages != UINT32_MAX)
+        shorten(to, q->keep_messages);
+    return to;
+}
+
+static void fork_sessions(dd_service *s, dd_rpc *r, const dd_request *q)
+{
+    dd_status st;
+    dd_wire_out o = { 0 };
+    size_t len = 0;
+    dd_session *x = find(s, q->session_id, &r->peer, dd_peer_may_use, &st), *made[DD_FORKS];
+    if (!x || check_idle(x, q, &st) < 0 || check_keep(x, q, &st) < 0 ||
+        check_count(s, q->count, &st) < 0) {
+        dd_refuse(r, &st);
+        return;
+    }
+    for (uint32_t i = 0; i < q->count; i++) {
+        made[i] = fork_session(s, x, q, &r->peer, &st);
+        if (!made[i]) {
+            while (i--)
+                session_free(s, made[i]);
+            dd_refuse(r, &st);
+            return;
+        }
+    }
+    for (uint32_t i = 0; i < q->count; i++)
+        put_session(&o, made[i]);
+    x->used_ns = de_now_ns();
+    uint8_t *msg = dd_wire_take(&o, &len);
+    dd_answer(r, msg, len);
+}
+
 void dd_session_call(dd_service *s, dd_rpc *r, const uint8_t *msg, size_t len)
 {
     dd_request q;
     dd_status st = { 0 };
     enum dd_method_id m = (enum dd_method_id)r->method->id;
-    enum dd_request_kind kind = m == DD_M_GET    ? DD_REQ_GET
-                                : m == DD_M_LIST ? DD_REQ_LIST
-                                                 : DD_REQ_CLOSE;
+    enum dd_request_kind kind = m == DD_M_GET      ? DD_REQ_GET
+                                : m == DD_M_LIST   ? DD_REQ_LIST
+                                : m == DD_M_FORK   ? DD_REQ_FORK
+                                : m == DD_M_REWIND ? DD_REQ_REWIND
+                                                   : DD_REQ_CLOSE;
     if (dd_request_decode(kind, msg, len, &q, &st) < 0) {
         dd_refuse(r, &st);
     } else if (m == DD_M_GET) {
         get(s, r, &q);
     } else if (m == DD_M_CLOSE) {
         close_session(s, r, &q);
+    } else if (m == DD_M_FORK) {
+        fork_sessions(s, r, &q);
+    } else if (m == DD_M_REWIND) {
+        rewind_session(s, r, &q);
     } else if (q.all_users && !dd_peer_is_admin(&r->peer)) {
         dd_status_set(&st, DD_PERMISSION_DENIED, "NOT_ADMIN",
                       "all_users is for members of policy.admin_group");

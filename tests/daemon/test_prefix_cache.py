@@ -134,6 +134,72 @@ class Stateless(Cached):
         self.assertGreaterEqual(usage.cached_tokens, usage.prompt_tokens - 2 * CHUNK)
 
 
+class Branches(Cached):
+    settings = {"model": {"max_sessions": 12}}
+
+    def turn(self, i, words, **more):
+        return gather(self.inference.Chat(request([message("user", words)] if words else [], session_id=i, **more)))
+
+    def make(self, words):
+        return self.sessions.CreateSession(s.CreateSessionRequest(messages=[message("user", words)])).session.id
+
+    def test_forks_go_on_from_one_computation(self):
+        i = self.make(text(200, 13))
+        self.turn(i, "Go on.", max_tokens=20)
+        before = self.stats()
+        forks = self.sessions.ForkSession(s.ForkSessionRequest(session_id=i, count=8, name="branch")).sessions
+        self.assertEqual(len({f.id for f in forks}), 8)
+        origin = self.sessions.GetSession(s.GetSessionRequest(session_id=i, with_messages=True))
+        for f in forks:
+            self.assertEqual((f.n_tokens, f.n_messages, f.generation, f.name),
+                             (origin.session.n_tokens, origin.session.n_messages, origin.session.generation, "branch"))
+        outs = {}
+
+        def run(f, k):
+            outs[k] = self.turn(f.id, text(6, k), max_tokens=30)
+        threads = [threading.Thread(target=run, args=(f, k % 4)) for k, f in enumerate(forks[:4])]
+        for x in threads:
+            x.start()
+        for x in threads:
+            x.join()
+        for k, out in outs.items():
+            self.assertGreaterEqual(out["finished"].usage.cached_tokens, origin.session.n_tokens - 1)
+            self.assertEqual(self.turn(forks[4 + k].id, text(6, k), max_tokens=30)["text"], out["text"])
+        # no prompt but the new ones was computed
+        new = sum(o["finished"].usage.prompt_tokens - origin.session.n_tokens + 1 for o in outs.values()) * 2
+        self.assertLessEqual(self.stats().cache.tokens_computed - before.cache.tokens_computed, new)
+        self.assertEqual(self.turn(i, text(6, 0), max_tokens=30)["text"], outs[0]["text"])
+        shown = self.sessions.GetSession(s.GetSessionRequest(session_id=forks[0].id, with_messages=True))
+        self.assertEqual(list(shown.messages)[:len(origin.messages)], list(origin.messages))
+        for f in list(forks) + [origin.session]:
+            self.sessions.CloseSession(s.CloseSessionRequest(session_id=f.id))
+
+    def test_a_session_goes_back_and_another_way(self):
+        i = self.make(text(150, 33))
+        said = [self.turn(i, text(8, k), max_tokens=16, think=k == 1) for k in range(3)]
+        before = self.sessions.GetSession(s.GetSessionRequest(session_id=i)).session
+        self.assertEqual(before.n_messages, 7)
+        with self.assertRaises(grpc.RpcError) as e:
+            self.sessions.RewindSession(s.RewindSessionRequest(session_id=i, n_messages=8))
+        self.assertEqual(e.exception.code(), grpc.StatusCode.INVALID_ARGUMENT)
+        with self.assertRaises(grpc.RpcError) as e:
+            self.sessions.RewindSession(s.RewindSessionRequest(session_id=i, n_messages=3, expect_generation=1))
+        self.assertEqual(e.exception.code(), grpc.StatusCode.FAILED_PRECONDITION)
+        for keep in (5, 4):  # behind an answer; behind a question, which is asked again then
+            back = self.sessions.RewindSession(s.RewindSessionRequest(session_id=i, n_messages=keep)).session
+            self.assertEqual(back.n_messages, keep)
+            self.assertLess(back.n_tokens, before.n_tokens)
+            again = self.turn(i, text(8, 2) if keep == 5 else None, max_tokens=16, think=keep == 4)
+            self.assertEqual((again["text"], again["reasoning"]), (said[2 if keep == 5 else 1]["text"],
+                                                                   said[2 if keep == 5 else 1]["reasoning"]))
+            usage = again["finished"].usage
+            self.assertGreater(usage.cached_tokens, usage.prompt_tokens - 100)
+        fork = self.sessions.ForkSession(s.ForkSessionRequest(session_id=i, n_messages=3)).sessions[0]
+        self.assertEqual(self.turn(fork.id, text(8, 1), max_tokens=16, think=True)["reasoning"], said[1]["reasoning"])
+        for x in (i, fork.id):
+            self.sessions.CloseSession(s.CloseSessionRequest(session_id=x))
+
+
 class Pressure(Cached):
     settings = {"model": {"max_sessions": 2, "kv_tokens": 4096, "ctx_max": 2048}, "cache": {"checkpoints": 32}}
 
