@@ -1101,6 +1101,7 @@ uint8_t *dd_session_encode(const dd_session_view *v, size_t *ret_len)
     s.n_tokens = v->n_tokens;
     s.ctx_tokens = v->ctx_tokens;
     s.busy = v->busy;
+    s.parked = v->parked;
     s.owner_uid = v->owner_uid;
     s.age_ns = v->age_ns;
     s.idle_ns = v->idle_ns;

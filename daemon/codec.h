@@ -177,7 +177,7 @@ typedef struct dd_session_view {
     const char *id, *name;
     uint64_t generation;
     uint32_t n_messages, n_tokens, ctx_tokens, owner_uid;
-    bool busy;
+    bool busy, parked;
     uint64_t age_ns, idle_ns, idle_timeout_ns;
 } dd_session_view;
 uint8_t *dd_session_encode(const dd_session_view *v, size_t *ret_len); /* a Session */

@@ -395,6 +395,7 @@ static dd_session_view view(const dd_session *x)
                               .ctx_tokens = x->ctx_tokens,
                               .owner_uid = x->owner.uid,
                               .busy = x->busy != NULL,
+                              .parked = x->is_parked,
                               .age_ns = now - x->created_ns,
                               .idle_ns = x->busy ? 0 : now - x->used_ns,
                               .idle_timeout_ns = x->idle_timeout_ns };

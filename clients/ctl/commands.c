@@ -261,42 +261,95 @@ int ctl_detokenize(ctl *c, int argc, char **argv)
     return CTL_OK;
 }
 
+static void print_sessions(const ctl *c, Deltad__V1__Session *const *list, size_t n)
+{
+    if (!c->json && n == 0)
+        puts("no sessions");
+    else if (!c->json)
+        printf("%-26s %-16s %8s %8s %8s %6s %s\n", "ID", "NAME", "TURN", "TOKENS", "IDLE", "UID",
+               "STATE");
+    for (size_t i = 0; i < n; i++) {
+        const Deltad__V1__Session *s = list[i];
+        if (c->json)
+            ctl_print_json(&s->base);
+        else
+            printf("%-26s %-16s %8" PRIu64 " %8" PRIu32 " %8s %6" PRIu32 " %s\n", s->id, s->name,
+                   s->generation, s->n_tokens, duration(s->idle_ns).text, s->owner_uid,
+                   s->busy     ? "busy"
+                   : s->parked ? "parked"
+                               : "idle");
+    }
+}
+
+static int close_session(ctl *c, char *id)
+{
+    ProtobufCMessage *m;
+    Deltad__V1__CloseSessionRequest q = DELTAD__V1__CLOSE_SESSION_REQUEST__INIT;
+    q.session_id = id;
+    int code = ctl_unary(c, DC_CLOSE_SESSION, &q.base,
+                         &deltad__v1__close_session_response__descriptor, &m);
+    if (code == 0 && c->json)
+        ctl_print_json(m);
+    if (code == 0)
+        protobuf_c_message_free_unpacked(m, NULL);
+    return code;
+}
+
+static int fork_session(ctl *c, char *id, const char *count)
+{
+    ProtobufCMessage *m;
+    uint64_t n = 1;
+    Deltad__V1__ForkSessionRequest q = DELTAD__V1__FORK_SESSION_REQUEST__INIT;
+    if (count && !ctl_parse_u64(count, UINT32_MAX, &n))
+        return ctl_usage("sessions fork: %s is no number", count);
+    q.session_id = id;
+    q.count = (uint32_t)n;
+    int code =
+        ctl_unary(c, DC_FORK_SESSION, &q.base, &deltad__v1__fork_session_response__descriptor, &m);
+    if (code)
+        return code;
+    const Deltad__V1__ForkSessionResponse *a = (const Deltad__V1__ForkSessionResponse *)m;
+    print_sessions(c, a->sessions, a->n_sessions);
+    protobuf_c_message_free_unpacked(m, NULL);
+    return CTL_OK;
+}
+
+static int rewind_session(ctl *c, char *id, const char *messages)
+{
+    ProtobufCMessage *m;
+    uint64_t n;
+    Deltad__V1__RewindSessionRequest q = DELTAD__V1__REWIND_SESSION_REQUEST__INIT;
+    if (!ctl_parse_u64(messages, UINT32_MAX, &n))
+        return ctl_usage("sessions rewind: %s is no number of messages", messages);
+    q.session_id = id;
+    q.n_messages = (uint32_t)n;
+    int code = ctl_unary(c, DC_REWIND_SESSION, &q.base,
+                         &deltad__v1__rewind_session_response__descriptor, &m);
+    if (code)
+        return code;
+    print_sessions(c, &((Deltad__V1__RewindSessionResponse *)m)->session, 1);
+    protobuf_c_message_free_unpacked(m, NULL);
+    return CTL_OK;
+}
+
 int ctl_sessions(ctl *c, int argc, char **argv)
 {
     ProtobufCMessage *m;
-    if (argc == 3 && strcmp(argv[1], "close") == 0) {
-        Deltad__V1__CloseSessionRequest q = DELTAD__V1__CLOSE_SESSION_REQUEST__INIT;
-        q.session_id = argv[2];
-        int code = ctl_unary(c, DC_CLOSE_SESSION, &q.base,
-                             &deltad__v1__close_session_response__descriptor, &m);
-        if (code == 0 && c->json)
-            ctl_print_json(m);
-        if (code == 0)
-            protobuf_c_message_free_unpacked(m, NULL);
-        return code;
-    }
+    if (argc == 3 && strcmp(argv[1], "close") == 0)
+        return close_session(c, argv[2]);
+    if ((argc == 3 || argc == 4) && strcmp(argv[1], "fork") == 0)
+        return fork_session(c, argv[2], argc == 4 ? argv[3] : NULL);
+    if (argc == 4 && strcmp(argv[1], "rewind") == 0)
+        return rewind_session(c, argv[2], argv[3]);
     if (argc != 1)
-        return ctl_usage("sessions: nothing, or: close ID");
+        return ctl_usage("sessions: nothing, or: close ID, fork ID [COUNT], rewind ID MESSAGES");
     Deltad__V1__ListSessionsRequest q = DELTAD__V1__LIST_SESSIONS_REQUEST__INIT;
     int code = ctl_unary(c, DC_LIST_SESSIONS, &q.base,
                          &deltad__v1__list_sessions_response__descriptor, &m);
     if (code)
         return code;
     const Deltad__V1__ListSessionsResponse *a = (const Deltad__V1__ListSessionsResponse *)m;
-    if (!c->json && a->n_sessions == 0)
-        puts("no sessions");
-    else if (!c->json)
-        printf("%-26s %-16s %8s %8s %8s %6s %s\n", "ID", "NAME", "TURN", "TOKENS", "IDLE", "UID",
-               "STATE");
-    for (size_t i = 0; i < a->n_sessions; i++) {
-        const Deltad__V1__Session *s = a->sessions[i];
-        if (c->json)
-            ctl_print_json(&s->base);
-        else
-            printf("%-26s %-16s %8" PRIu64 " %8" PRIu32 " %8s %6" PRIu32 " %s\n", s->id, s->name,
-                   s->generation, s->n_tokens, duration(s->idle_ns).text, s->owner_uid,
-                   s->busy ? "busy" : "idle");
-    }
+    print_sessions(c, a->sessions, a->n_sessions);
     protobuf_c_message_free_unpacked(m, NULL);
     return CTL_OK;
 }
@@ -342,6 +395,16 @@ int ctl_status(ctl *c, int argc, char **argv)
                s->slots_used, s->slots_total, s->pages_used, s->pages_total, s->sessions_open);
         printf("tokens    %" PRIu64 " prompt, %" PRIu64 " completion, %" PRIu64 " steps\n",
                s->prompt_tokens_total, s->completion_tokens_total, s->steps_total);
+        const Deltad__V1__CacheStats *cache = s->cache;
+        if (cache && cache->checkpoints_max) {
+            const uint64_t all = cache->tokens_found + cache->tokens_computed;
+            printf("cache     %" PRIu32 " of %" PRIu32 " checkpoints, %" PRIu64 " pages; %" PRIu64
+                   " of %" PRIu64 " lookups hit, %.0f%% of %" PRIu64
+                   " prompt tokens found, %" PRIu64 " given up\n",
+                   cache->checkpoints, cache->checkpoints_max, cache->pages, cache->hits,
+                   cache->lookups, all ? 100.0 * (double)cache->tokens_found / (double)all : 0, all,
+                   cache->evictions);
+        }
         const Deltad__V1__GrammarStats *g = s->grammars;
         if (g && g->compiled + g->found + g->refused)
             printf("grammars  %" PRIu64 " compiled, %" PRIu64 " used again, %" PRIu64

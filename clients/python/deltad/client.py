@@ -164,6 +164,18 @@ class Session:
         requests.add_messages(q, messages)
         return self.client._unary("SessionService/AppendMessages", q)
 
+    def fork(self, count=1, n_messages=None, name="") -> list:
+        """[Session]: new ones that begin as this one is, or as its first n_messages; nothing is computed again."""
+        q = message("deltad.v1.ForkSessionRequest")(session_id=self.id, count=count, name=name)
+        if n_messages is not None:
+            q.n_messages = n_messages
+        return [Session(self.client, s.id) for s in self.client._unary("SessionService/ForkSession", q).sessions]
+
+    def rewind(self, n_messages):
+        """Takes back all but the first n_messages. deltad.v1.Session"""
+        q = message("deltad.v1.RewindSessionRequest")(session_id=self.id, n_messages=n_messages)
+        return self.client._unary("SessionService/RewindSession", q).session
+
     def get(self, with_messages=False):
         """deltad.v1.GetSessionResponse"""
         q = message("deltad.v1.GetSessionRequest")(session_id=self.id, with_messages=with_messages)
