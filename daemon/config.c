@@ -75,6 +75,10 @@ static const struct key keys[] = {
     { "cache", "checkpoints", U32, AT(cache.checkpoints), 1, 65536, true, .default_ = "0",
       .help = "States of the DeltaNet layers that are kept at once; 0: four for each session, "
               "within an eighth of the memory." },
+    { "cache", "ahead", BOOL, AT(cache.ahead), .default_ = "yes",
+      .help =
+          "When nothing else is to be done, compute what the next prompt of a conversation will "
+          "begin with, its earlier reasoning left out." },
     { "cache", "shared", BOOL, AT(cache.shared), .default_ = "no",
       .help = "Let users find each other's prompts: the time of an answer then tells whether "
               "somebody asked the same before." },

@@ -28,6 +28,7 @@ typedef struct dd_config {
         bool enabled;
         uint32_t checkpoints; /* 0: delta_engine_options says how many */
         bool shared;          /* users find each other's prefixes */
+        bool ahead;           /* compute what the next prompt will begin with */
     } cache;
     struct {
         char *socket;         /* gRPC, Unix; "" : off */

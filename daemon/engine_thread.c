@@ -257,6 +257,17 @@ static int append(dd_timeline *t, delta_error *err)
     return r;
 }
 
+/* One that runs in the background gives up its place; what it has computed is in the cache. */
+static bool stop_background(dd_engine *e)
+{
+    dd_timeline *t = e->all;
+    while (t && !(t->is_running && t->run.is_background))
+        t = t->next;
+    if (t)
+        end_run(e, t, (dd_note){ .finish = DELTA_FINISH_CANCELLED });
+    return t != NULL;
+}
+
 /* false: no room now. */
 static bool start(dd_engine *e, dd_timeline *t)
 {
@@ -273,9 +284,17 @@ static bool start(dd_engine *e, dd_timeline *t)
     if (r == 0 && !t->has_appended)
         r = append(t, &err);
     if (r == 0)
-        r = delta_session_reserve(t->session, t->run.ctx_tokens, &err);
-    if (r == DELTA_EBUSY)
-        return false;
+        delta_session_set_background(t->session, t->run.is_background);
+    while (r == 0 &&
+           (r = delta_session_reserve(t->session, t->run.ctx_tokens, &err)) == DELTA_EBUSY) {
+        if (t->run.is_background) {
+            end_run(e, t, (dd_note){ .finish = DELTA_FINISH_CANCELLED });
+            return true;
+        }
+        if (!stop_background(e))
+            return false;
+        r = 0;
+    }
     if (r == 0 && t->run.generate)
         r = delta_session_guide(t->session, t->run.guide, &err);
     if (r == 0 && t->run.generate)

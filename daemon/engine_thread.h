@@ -63,7 +63,9 @@ typedef struct dd_run {
     size_t n_marks;
     uint32_t ctx_tokens; /* room the timeline needs */
     bool generate;
-    int priority; /* higher first */
+    bool is_background; /* for rows that nobody wants, on a place that anybody may take: it is
+                           cancelled then, as it is if there is none. Without generate and keep */
+    int priority;       /* higher first */
     const delta_sampling *sampling;
     const delta_stopping *stopping;
     const delta_guide *guide; /* or NULL */

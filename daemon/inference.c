@@ -52,6 +52,7 @@ static void live_free(dd_live *l)
     if (l->next)
         l->next->prev = l->prev;
     s->n_live--;
+    dd_ahead_begin(l);
     dd_live_done(l);
     if (!l->session)
         dd_timeline_free(l->timeline);
@@ -783,6 +784,8 @@ static void on_finished(dd_live *l, const dd_note *n)
         l->outcome = (dd_status){ .code = DD_OK }; /* it was complete before it could be ended */
     if (generates)
         r = push_finished(l, n);
+    l->was_answered =
+        l->method == DD_M_CHAT && n->finish == DELTA_FINISH_STOP_ID && l->n_calls == 0;
     if (!failed && l->method == DD_M_CHAT)
         remember(l, n);
     if (l->session)
@@ -823,6 +826,8 @@ void dd_live_note(dd_service *s, const dd_note *n)
     int r = 0;
     while (l && l->run != n->run)
         l = l->next;
+    if (!l && dd_ahead_note(s, n))
+        return;
     if (!l || !l->is_running)
         return;
     switch (n->kind) {

@@ -45,6 +45,7 @@ typedef struct dd_live dd_live;
 typedef struct dd_session dd_session;
 typedef struct dd_watcher dd_watcher;
 typedef struct dd_job dd_job;
+typedef struct dd_ahead dd_ahead;
 
 struct dd_service {
     dd_service_options o;
@@ -60,6 +61,8 @@ struct dd_service {
     uint32_t n_live, n_waiting;
     dd_job *jobs; /* of texts.c */
     uint32_t n_jobs;
+    dd_ahead *ahead; /* of ahead.c */
+    uint32_t n_ahead;
     uint64_t next_run;
     dd_session *sessions;
     uint32_t n_sessions;
@@ -163,8 +166,9 @@ struct dd_live {
     bool was_told_queued;
     uint32_t queue_position; /* as told last */
     bool is_preparing, is_running, is_started, is_waiting, is_paused, is_sending;
-    bool is_ending; /* by dd_live_end() */
-    bool is_ended;  /* the last event is in the queue */
+    bool is_ending;    /* by dd_live_end() */
+    bool is_ended;     /* the last event is in the queue */
+    bool was_answered; /* a chat whose answer ended by itself, without calls */
     enum dd_end end;
     dd_status outcome; /* what follows the last event */
     dd_item *first, *last;
@@ -231,6 +235,12 @@ uint64_t dd_reuse_owner(const dd_live *l); /* whose prefixes its prompt may find
 void dd_reuse_marks(dd_live *l);           /* l->marks, of l->ids; any thread */
 /* Why not more was found; "" if all was that can be. */
 void dd_reuse_note(const dd_live *l, uint32_t cached, uint32_t shared, char *to, size_t size);
+
+/* ahead.c */
+/* l was answered and goes: takes its request, if the next prompt can be told from it. */
+void dd_ahead_begin(dd_live *l);
+bool dd_ahead_note(dd_service *s, const dd_note *n); /* false: it is of no such run */
+void dd_ahead_cancel(dd_service *s);
 
 /* texts.c */
 void dd_texts_call(dd_service *s, dd_rpc *r, const uint8_t *msg, size_t len);

@@ -348,6 +348,7 @@ static void on_note(void *arg, const dd_note *n)
         s->is_faulty = true;
         s->is_ready = false;
         set_phase(s, DD_DRAINING);
+        dd_ahead_cancel(s);
         s->o.on_fatal(s->o.arg, n->text);
         return;
     case DD_NOTE_QUEUED:
@@ -365,7 +366,7 @@ static void on_drain_timer(uv_timer_t *t)
 {
     dd_service *s = t->data;
     dd_status st;
-    if (!s->on_drained || s->live || s->n_jobs)
+    if (!s->on_drained || s->live || s->n_jobs || s->n_ahead)
         return;
     dd_status_set(&st, DD_UNAVAILABLE, "DRAINING", "the daemon is stopping");
     st.retry_ms = DD_RETRY_MS;
@@ -438,7 +439,7 @@ void dd_service_free(dd_service *s)
 {
     if (!s)
         return;
-    assert(!s->live && !s->n_jobs);
+    assert(!s->live && !s->n_jobs && !s->n_ahead);
     dd_sessions_free(s);
     dd_recall_free(s->recall);
     dd_grammars_free(s->grammars); /* before the engine, whose tokenizer they read */

@@ -99,7 +99,7 @@ struct delta_session {
     bool is_bad;      /* its state gave logits that are no numbers: nobody may go on from it */
     uint32_t waited;  /* steps without a row */
     size_t text_used; /* of the slot's text, by this step */
-    bool paused;
+    bool paused, is_background;
     atomic_bool cancel;
 
     /* this turn: from the first append or generate after the last FINISHED */

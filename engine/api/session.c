@@ -437,6 +437,11 @@ void delta_session_cancel(delta_session *s)
     atomic_store(&s->cancel, true);
 }
 
+void delta_session_set_background(delta_session *s, bool background)
+{
+    s->is_background = background;
+}
+
 void delta_session_pause(delta_session *s, bool paused)
 {
     s->paused = paused;

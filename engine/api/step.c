@@ -155,12 +155,20 @@ static uint32_t segment(const delta_session *s)
     return end - s->computed;
 }
 
+static bool wants_rows(const delta_session *s)
+{
+    return s && !s->paused && de_session_has_work(s) && s->computed < s->n && s->n <= s->room;
+}
+
 static uint32_t plan(delta_engine *e)
 {
     uint32_t n = 0;
+    bool is_idle = true; /* but for the background */
+    for (uint32_t i = 0; i < e->info.max_sessions; i++)
+        is_idle &= !wants_rows(e->by_seat[i]) || e->by_seat[i]->is_background;
     for (uint32_t i = 0; i < e->info.max_sessions; i++) {
         delta_session *s = e->by_seat[i];
-        if (!s || s->paused || !de_session_has_work(s) || s->computed == s->n || s->n > s->room)
+        if (!wants_rows(s) || (s->is_background && !is_idle))
             continue;
         e->of_item[n] = s;
         e->items[n++] = (de_plan_item){ .start = s->computed,

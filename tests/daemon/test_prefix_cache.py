@@ -109,6 +109,23 @@ class Stateless(Cached):
         usage = self.chat(history, think=True, max_tokens=5)["finished"].usage
         self.assertGreaterEqual(usage.cached_tokens, prompt - CHUNK - 8)
 
+    def test_the_prompt_without_the_reasoning_is_computed_before_it_is_asked(self):
+        for think in (True, False):
+            history, question = [message("system", "Be brief."), message("user", "What is the capital of France?")], 0
+            for turn in range(3):
+                computed = self.stats().cache.tokens_computed
+                out = self.chat(history, think=think, max_tokens=300)
+                usage = out["finished"].usage
+                self.assertEqual(out["finished"].reason, 1)
+                if turn:  # all but the new message, the generation prompt and the token that is computed anyway
+                    self.assertLess(usage.prompt_tokens - usage.cached_tokens, 24, usage)
+                self.d.wait_until(lambda: self.stats().cache.tokens_computed - computed > usage.prompt_tokens - usage.cached_tokens
+                                  and self.stats().slots_used == 0)
+                history += [t.Message(role=3, parts=[t.Part(text=out["text"])]), message("user", f"And of {turn}?")]
+            warm = self.chat(history, think=think, max_tokens=40)
+            cold = self.cold(history, think=think, max_tokens=40)
+            self.assertEqual((warm["text"], warm["reasoning"]), (cold["text"], cold["reasoning"]))
+
     def test_a_salt_is_a_cache_of_its_own(self):
         messages = [message("user", text(200, 91))]
         counts = []

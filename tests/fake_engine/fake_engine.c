@@ -300,6 +300,12 @@ void delta_session_park(delta_session *s)
     s->index = UINT32_MAX;
 }
 
+void delta_session_set_background(delta_session *s, bool background)
+{
+    (void)s;
+    (void)background;
+}
+
 void delta_session_mark(delta_session *s, uint32_t n_tokens)
 {
     (void)s;

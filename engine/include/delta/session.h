@@ -123,6 +123,9 @@ int delta_session_guide(delta_session *s, const delta_guide *g, delta_error *err
  * idle sessions ignore it: what is appended or generated later runs. */
 void delta_session_cancel(delta_session *s);
 
+/* A session in the background gets the rows of steps that no other session wants. */
+void delta_session_set_background(delta_session *s, bool background);
+
 /* A paused session gets no rows: its reader is slow. Others run on. */
 void delta_session_pause(delta_session *s, bool paused);
 

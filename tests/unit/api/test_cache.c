@@ -408,3 +408,30 @@ TEST(a_hit_that_leaves_no_room_is_no_obstacle)
     CHECK_EQ(found(e, 1, ids, 246), 0);
     delta_engine_free(e);
 }
+
+TEST(the_background_gets_what_nobody_else_wants)
+{
+    static result x, y;
+    delta_engine *e = open_with(2, 4096, 4);
+    delta_session *a = new_session(e, 400, &x), *b = new_session(e, 600, &y);
+    delta_session_set_background(b, true);
+    append_count(a, 20, 1);
+    append_count(b, 500, 2);
+    generate(a, 10);
+    run(e, a);
+    CHECK_EQ(delta_session_computed(b), 0);
+    memset(&x, 0, sizeof x);
+    append_count(a, 300, 3);
+    delta_session_pause(a, true); /* its reader is slow */
+    CHECK(step(e) > 0);
+    CHECK_EQ(delta_session_computed(b), 128);
+    delta_session_pause(a, false);
+    CHECK(step(e) > 0);
+    CHECK_EQ(delta_session_computed(b), 128);
+    run(e, a);
+    run(e, b);
+    CHECK_EQ(delta_session_computed(b), 500);
+    delta_session_free(a);
+    delta_session_free(b);
+    delta_engine_free(e);
+}
