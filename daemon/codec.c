@@ -1201,6 +1201,11 @@ uint8_t *dd_stats_encode(const dd_stats *s, size_t *ret_len)
     c.tokens_found = s->engine.cache_tokens;
     c.tokens_computed = s->engine.prefill_tokens;
     c.evictions = s->engine.cache_evictions;
+    c.moves = s->engine.cache_moves;
+    c.host_pages = s->engine.host_pages;
+    c.host_pages_total = s->engine.host_pages_total;
+    c.host_checkpoints = s->engine.host_checkpoints;
+    c.host_checkpoints_max = s->engine.host_checkpoints_max;
     r.cache = &c;
     return pack(&r.base, ret_len);
 }

@@ -75,6 +75,11 @@ static const struct key keys[] = {
     { "cache", "checkpoints", U32, AT(cache.checkpoints), 1, 65536, true, .default_ = "0",
       .help = "States of the DeltaNet layers that are kept at once; 0: four for each session, "
               "within an eighth of the memory." },
+    { "cache", "host_bytes", BYTES, AT(cache.host_bytes), 1U << 20, UINT64_C(1) << 42, true,
+      .default_ = "0",
+      .help =
+          "Host memory for states and pages that the device has no room for; a quarter of it for "
+          "states." },
     { "cache", "ahead", BOOL, AT(cache.ahead), .default_ = "yes",
       .help =
           "When nothing else is to be done, compute what the next prompt of a conversation will "

@@ -566,6 +566,7 @@ int dd_engine_new(uv_loop_t *loop, const dd_config *c, void (*on_note)(void *arg
         .ctx_max = c->model.ctx_max,
         .step_tokens = c->model.step_tokens,
         .checkpoints = c->cache.checkpoints,
+        .cache_host_bytes = c->cache.host_bytes,
         .no_cache = !c->cache.enabled,
         .on_progress = on_progress,
         .on_note = on_engine_note,

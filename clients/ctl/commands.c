@@ -405,6 +405,11 @@ int ctl_status(ctl *c, int argc, char **argv)
                    cache->lookups, all ? 100.0 * (double)cache->tokens_found / (double)all : 0, all,
                    cache->evictions);
         }
+        if (cache && cache->host_checkpoints_max)
+            printf("host      %" PRIu32 " of %" PRIu32 " checkpoints, %" PRIu64 " of %" PRIu64
+                   " pages; %" PRIu64 " checkpoints came from the device\n",
+                   cache->host_checkpoints, cache->host_checkpoints_max, cache->host_pages,
+                   cache->host_pages_total, cache->moves);
         const Deltad__V1__GrammarStats *g = s->grammars;
         if (g && g->compiled + g->found + g->refused)
             printf("grammars  %" PRIu64 " compiled, %" PRIu64 " used again, %" PRIu64

@@ -327,6 +327,50 @@ static int allocate_workspace(delta_engine *e, const de_model_options *mo, delta
     return 0;
 }
 
+/* ---- the second tier of the cache */
+
+static int page_out(void *arg, uint32_t page, uint32_t host_page)
+{
+    delta_engine *e = arg;
+    return de_model_page_save(e->model, page, de_host_page(e, host_page), &e->fault);
+}
+
+static int slot_out(void *arg, uint32_t slot, uint32_t host_slot)
+{
+    delta_engine *e = arg;
+    return de_model_slot_save(e->model, slot, de_host_slot(e, host_slot), &e->fault);
+}
+
+/* A quarter of the bytes is for states, the rest for pages. */
+static int open_cache(delta_engine *e, uint64_t host_bytes, delta_error *err)
+{
+    const uint64_t slot = de_model_slot_bytes(e->model), page = de_model_page_bytes(e->model);
+    const uint64_t n_slots = slot ? host_bytes / 4 / slot : 0,
+                   n_pages = page ? (host_bytes - n_slots * slot) / page : 0;
+    const bool has_host = e->has_cache && host_bytes > 0;
+    de_prefix_init(&e->prefix, &e->kv, &e->slots, has_host ? &e->host : NULL, DE_PAGE, slot, page);
+    if (!has_host)
+        return 0;
+    if (n_slots == 0 || n_pages == 0 || n_slots > DE_ON_HOST / 2 || n_pages > DE_ON_HOST / 2)
+        return delta_fail(err, DELTA_EINVALID,
+                          "cache_host_bytes %llu holds %llu states of %llu bytes and %llu pages of "
+                          "%llu",
+                          (unsigned long long)host_bytes, (unsigned long long)n_slots,
+                          (unsigned long long)slot, (unsigned long long)n_pages,
+                          (unsigned long long)page);
+    e->host.page_out = page_out;
+    e->host.slot_out = slot_out;
+    e->host.arg = e;
+    e->host_memory = de_backend_host_alloc(e->backend, n_slots * slot + n_pages * page);
+    if (!e->host_memory)
+        return delta_fail(err, DELTA_ENOMEM, "second tier of the cache: %llu bytes",
+                          (unsigned long long)host_bytes);
+    int r = de_kv_pages_init(&e->host.kv, (uint32_t)n_pages, err);
+    if (r == 0)
+        r = de_gdn_slots_init(&e->host.slots, (uint32_t)n_slots, err);
+    return r;
+}
+
 int delta_engine_open(const delta_engine_options *o, delta_engine **ret_e, delta_error *err)
 {
     assert(o && ret_e);
@@ -350,8 +394,9 @@ int delta_engine_open(const delta_engine_options *o, delta_engine **ret_e, delta
     r = de_model_open(e->weights, &e->shape, e->binding, &mo, &e->model, err);
     if (r < 0)
         goto fail;
-    de_prefix_init(&e->prefix, &e->kv, &e->slots, DE_PAGE, de_model_slot_bytes(e->model),
-                   de_model_page_bytes(e->model));
+    r = open_cache(e, o->cache_host_bytes, err);
+    if (r < 0)
+        goto fail;
     e->info.model_name = e->model_name;
     e->info.backend = de_backend_name(e->backend);
     e->info.quantization = e->quantization;
@@ -372,6 +417,10 @@ void delta_engine_free(delta_engine *e)
     de_weights_free(e->weights);
     delta_tokenizer_free(e->tokenizer);
     de_prefix_done(&e->prefix);
+    de_kv_pages_done(&e->host.kv);
+    de_gdn_slots_done(&e->host.slots);
+    if (e->host_memory)
+        de_backend_host_free(e->backend, e->host_memory);
     de_kv_pages_done(&e->kv);
     de_gdn_slots_done(&e->slots);
     de_sample_scratch_done(&e->scratch);
@@ -419,6 +468,11 @@ void delta_engine_stats_get(const delta_engine *e, delta_engine_stats *ret_stats
     s.cache_finds = e->prefix.stats.finds;
     s.cache_hits = e->prefix.stats.hits;
     s.cache_evictions = e->prefix.stats.evictions;
+    s.cache_moves = e->prefix.stats.moves;
+    s.host_pages = e->host.kv.total - e->host.kv.n_free;
+    s.host_pages_total = e->host.kv.total;
+    s.host_checkpoints = e->host.slots.total - e->host.slots.n_free;
+    s.host_checkpoints_max = e->host.slots.total;
     *ret_stats = s;
 }
 

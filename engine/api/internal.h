@@ -49,6 +49,8 @@ struct delta_engine {
     de_gdn_slots slots;
     bool has_cache;
     de_prefix prefix;
+    de_prefix_host host;     /* the second tier, if host_memory: ... */
+    uint8_t *host_memory;    /* ... its pages, then its slots */
     delta_session **by_seat; /* [max_sessions], NULL where free: those that have a slot and pages */
 
     /* one step */
@@ -128,6 +130,17 @@ static inline bool de_session_is_resident(const delta_session *s)
 static inline bool de_session_uses_cache(const delta_session *s)
 {
     return s->engine->has_cache && s->owner != DELTA_OWNER_NONE;
+}
+
+/* Where something DE_ON_HOST lies. */
+static inline uint8_t *de_host_page(const delta_engine *e, uint32_t page)
+{
+    return e->host_memory + (page & ~DE_ON_HOST) * (size_t)e->prefix.page_bytes;
+}
+static inline uint8_t *de_host_slot(const delta_engine *e, uint32_t slot)
+{
+    return e->host_memory + e->host.kv.total * (size_t)e->prefix.page_bytes +
+           (slot & ~DE_ON_HOST) * (size_t)e->prefix.slot_bytes;
 }
 
 /* The timeline ends behind n tokens; the state may not hold more. */

@@ -70,46 +70,93 @@ static int take_pages(delta_engine *e, uint32_t n, uint32_t *ret_pages, delta_er
     return de_kv_pages_take(&e->kv, n, ret_pages, err);
 }
 
-/* The state, and pages for ctx_tokens, from what is kept of the timeline's first `most` tokens, or
- * from nothing; a seat is free. DELTA_EBUSY: with this prefix there is no room. */
+/* Whole pages of the prefix that are on the host come to the device, into new ones. */
+static int bring_in(delta_session *s, de_prefix_node *from, uint32_t whole, delta_error *err)
+{
+    delta_engine *e = s->engine;
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < whole; i++) {
+        uint32_t page = s->pages[i];
+        if (!(page & DE_ON_HOST))
+            continue;
+        int r = take_pages(e, 1, &s->pages[i], err);
+        if (r == 0)
+            r = de_model_page_load(e->model, s->pages[i], de_host_page(e, page), &e->fault);
+        if (r < 0) {
+            s->pages[i] = page; /* given back by who called */
+            return r;
+        }
+        de_prefix_unuse(&e->prefix, &page, 1);
+        n++;
+    }
+    if (n)
+        de_prefix_moved_in(&e->prefix, from, s->pages, whole);
+    return 0;
+}
+
+/* The state behind `from` into the session's slot, and what it has of a page that goes on into the
+ * session's own. */
+static int take_over(delta_session *s, const de_prefix_node *from, uint32_t half)
+{
+    delta_engine *e = s->engine;
+    int r = 0;
+    if (from->end % DE_PAGE) {
+        const uint32_t to = s->pages[from->end / DE_PAGE];
+        r = half & DE_ON_HOST ? de_model_page_load(e->model, to, de_host_page(e, half), &e->fault)
+                              : de_model_page_copy(e->model, half, to, &e->fault);
+    }
+    if (r == 0 && from->slot & DE_ON_HOST)
+        r = de_model_slot_load(e->model, s->slot, de_host_slot(e, from->slot), &e->fault);
+    else if (r == 0)
+        r = de_model_slot_copy(e->model, from->slot, s->slot, &e->fault);
+    return r;
+}
+
+/* The state, and pages for ctx_tokens, from what is kept of the timeline, or with `from` NULL from
+ * nothing; a seat is free. DELTA_EBUSY: with this prefix there is no room. */
 static int settle(delta_session *s, uint32_t ctx_tokens, de_prefix_node *from, delta_error *err)
 {
     delta_engine *e = s->engine;
     const uint32_t at = from ? from->end : 0, whole = at / DE_PAGE, total = pages_for(ctx_tokens);
+    uint32_t half = 0; /* the page that `at` is in the middle of */
     if (from) {
-        uint32_t *had = s->pages; /* at most one page more than it will keep */
-        de_prefix_pages(&e->prefix, from, had);
-        de_kv_pages_share(&e->kv, had, pages_for(at));
+        /* Used and pinned, they stay what and where they are while room is made. */
+        de_prefix_pages(&e->prefix, from, s->pages);
+        de_prefix_use(&e->prefix, s->pages, pages_for(at));
+        half = s->pages[whole];
         from->pins++;
     }
-    const uint32_t half = at % DE_PAGE ? s->pages[whole] : 0; /* the page that `at` is in */
     int r = de_engine_take_slot(e, &s->slot)
                 ? 0
                 : delta_fail(err, DELTA_EBUSY, "all %u state slots are taken", e->slots.total);
-    if (r == 0) {
+    const bool has_slot = r == 0;
+    if (r == 0)
         r = take_pages(e, total - whole, s->pages + whole, err);
-        if (r < 0)
-            de_gdn_slots_give(&e->slots, s->slot);
-    }
-    if (from)
-        from->pins--;
-    if (r == 0 && at % DE_PAGE)
-        r = de_model_page_copy(e->model, half, s->pages[whole], &e->fault);
+    const bool has_pages = r == 0;
     if (r == 0 && from)
-        r = de_model_slot_copy(e->model, from->slot, s->slot, &e->fault);
+        r = bring_in(s, from, whole, err);
+    if (r == 0 && from)
+        r = take_over(s, from, half);
     else if (r == 0)
         de_model_slot_clear(e->model, s->slot);
-    if (at % DE_PAGE)
-        de_kv_pages_give(&e->kv, &half, 1);
-    if (r < 0) {
-        if (e->fault.code) /* pages and slots do not matter any more */
-            return delta_fail(err, e->fault.code, "%s", e->fault.text);
-        de_kv_pages_give(&e->kv, s->pages, whole);
-        return r;
+    if (from) {
+        from->pins--;
+        if (at % DE_PAGE)
+            de_prefix_unuse(&e->prefix, &half, 1);
     }
-    s->n_pages = total;
-    s->computed = s->piece_from = at;
-    return 0;
+    if (r == 0) {
+        s->n_pages = total;
+        s->computed = s->piece_from = at;
+        return 0;
+    }
+    if (e->fault.code) /* pages and slots do not matter any more */
+        return delta_fail(err, e->fault.code, "%s", e->fault.text);
+    if (has_pages)
+        de_kv_pages_give(&e->kv, s->pages + whole, total - whole);
+    if (has_slot)
+        de_gdn_slots_give(&e->slots, s->slot);
+    de_prefix_unuse(&e->prefix, s->pages, whole);
+    return r;
 }
 
 /* From idle to busy: a cancel that came before is not meant for what begins now. */

@@ -47,20 +47,47 @@ static uint32_t smaller(uint32_t a, uint32_t b)
     return a < b ? a : b;
 }
 
-void de_prefix_init(de_prefix *t, de_kv_pages *kv, de_gdn_slots *slots, uint32_t page_tokens,
-                    uint64_t slot_bytes, uint64_t page_bytes)
+void de_prefix_init(de_prefix *t, de_kv_pages *kv, de_gdn_slots *slots, de_prefix_host *host,
+                    uint32_t page_tokens, uint64_t slot_bytes, uint64_t page_bytes)
 {
     *t = (de_prefix){ .kv = kv,
                       .slots = slots,
+                      .host = host,
                       .page_tokens = page_tokens,
                       .slot_bytes = slot_bytes,
                       .page_bytes = page_bytes };
 }
 
+/* Does f for each page in the pool of its tier. */
+static void each_page(de_prefix *t, const uint32_t *pages, uint32_t n,
+                      void (*f)(de_kv_pages *p, const uint32_t *pages, uint32_t n))
+{
+    for (uint32_t i = 0; i < n; i++) {
+        const bool is_host = pages[i] & DE_ON_HOST;
+        const uint32_t page = pages[i] & ~DE_ON_HOST;
+        f(is_host ? &t->host->kv : t->kv, &page, 1);
+    }
+}
+
+void de_prefix_use(de_prefix *t, const uint32_t *pages, uint32_t n)
+{
+    each_page(t, pages, n, de_kv_pages_share);
+}
+
+void de_prefix_unuse(de_prefix *t, const uint32_t *pages, uint32_t n)
+{
+    each_page(t, pages, n, de_kv_pages_give);
+}
+
+static void give_slot(de_prefix *t, uint32_t slot)
+{
+    de_gdn_slots_give(slot & DE_ON_HOST ? &t->host->slots : t->slots, slot & ~DE_ON_HOST);
+}
+
 static void free_node(de_prefix *t, de_prefix_node *x)
 {
-    de_kv_pages_drop(t->kv, x->pages, n_pages(t, x));
-    de_gdn_slots_give(t->slots, x->slot);
+    each_page(t, x->pages, n_pages(t, x), de_kv_pages_drop);
+    give_slot(t, x->slot);
     t->stats.nodes--;
     t->stats.tokens -= length(x);
     free(x->tokens);
@@ -163,6 +190,19 @@ void de_prefix_pages(const de_prefix *t, const de_prefix_node *node, uint32_t *r
     }
 }
 
+void de_prefix_moved_in(de_prefix *t, de_prefix_node *node, const uint32_t *pages, uint32_t n)
+{
+    for (de_prefix_node *x = node; x->end; x = x->parent)
+        for (uint32_t i = 0; i < n_pages(t, x) && first_page(t, x) + i < n; i++) {
+            uint32_t *page = &x->pages[i];
+            if (!(*page & DE_ON_HOST))
+                continue;
+            each_page(t, page, 1, de_kv_pages_drop);
+            *page = pages[first_page(t, x) + i];
+            de_kv_pages_keep(t->kv, page, 1);
+        }
+}
+
 /* A table of the first `n` of `a` and then `m` of `b`, or NULL. */
 static uint32_t *joined(const uint32_t *a, uint32_t n, const uint32_t *b, uint32_t m)
 {
@@ -198,7 +238,7 @@ static bool is_extension(const de_prefix_node *longer, const de_prefix_node *x)
 static void shorten(de_prefix *t, de_prefix_node *c, const de_prefix_node *x)
 {
     const uint32_t gone = x->end / t->page_tokens - first_page(t, c), rest = n_pages(t, c) - gone;
-    de_kv_pages_drop(t->kv, c->pages, gone);
+    each_page(t, c->pages, gone, de_kv_pages_drop);
     memmove(c->pages, c->pages + gone, rest * sizeof *c->pages);
     memmove(c->tokens, c->tokens + length(x), (length(c) - length(x)) * sizeof *c->tokens);
     t->stats.tokens -= length(x);
@@ -271,7 +311,7 @@ static bool lengthen(de_prefix *t, de_prefix_node *c, const de_prefix_node *x)
         free(pages);
         return false;
     }
-    de_kv_pages_keep(t->kv, x->pages, whole);
+    each_page(t, x->pages, whole, de_kv_pages_keep);
     free(c->tokens);
     free(c->pages);
     c->tokens = tokens;
@@ -315,36 +355,123 @@ void de_prefix_forget(de_prefix *t, uint64_t owner, const uint32_t *ids, uint32_
     }
 }
 
-/* Pages that are free when x is gone. */
-static uint32_t own_pages(const de_prefix *t, const de_prefix_node *x)
+/* Pages of a tier that are free when x is gone. */
+static uint32_t own_pages(const de_prefix *t, const de_prefix_node *x, bool on_host)
 {
     uint32_t n = 0;
-    for (uint32_t i = 0; i < n_pages(t, x); i++)
-        n += t->kv->users[x->pages[i]] == 0 && t->kv->keepers[x->pages[i]] == 1;
+    for (uint32_t i = 0; i < n_pages(t, x); i++) {
+        const uint32_t page = x->pages[i] & ~DE_ON_HOST;
+        if (!(x->pages[i] & DE_ON_HOST) == on_host)
+            continue;
+        const de_kv_pages *p = on_host ? &t->host->kv : t->kv;
+        n += p->users[page] == 0 && p->keepers[page] == 1;
+    }
     return n;
+}
+
+static double worth(const de_prefix *t, const de_prefix_node *x, uint32_t own, bool slot)
+{
+    const double bytes = (slot ? (double)t->slot_bytes : 0) + (double)own * (double)t->page_bytes;
+    return (double)length(x) * (1.0 + x->hits) / ((double)(t->clock - x->used + 1) * (bytes + 1));
+}
+
+/* What is wanted of a node that is to go. */
+struct wish {
+    bool pages;   /* pages are short, not slots */
+    bool on_host; /* of the second tier */
+    bool moves;   /* it will move: a node with children frees its pages, too */
+    const de_prefix_node *but;
+};
+
+/* The node worth least that frees what is wanted. For pages that stay, a leaf that frees none will
+ * do if no other does: with others like it gone, its pages go. */
+static de_prefix_node *least(const de_prefix *t, const struct wish *w)
+{
+    de_prefix_node *found = NULL;
+    double found_worth = 0;
+    bool found_frees = false;
+    for (root *r = t->roots; r; r = r->next)
+        for (de_prefix_node *x = first_leaf(&r->node); x != &r->node; x = after(x)) {
+            const bool has_slot = !(x->slot & DE_ON_HOST) != w->on_host;
+            if (x->pins || x == w->but || (w->pages ? x->children && !w->moves : !has_slot))
+                continue;
+            const uint32_t own = x->children && !w->moves ? 0 : own_pages(t, x, w->on_host);
+            if (w->pages && w->moves && own == 0)
+                continue;
+            const double v = worth(t, x, own, has_slot);
+            const bool frees = own > 0;
+            if (!found || (w->pages && frees != found_frees ? frees : v < found_worth)) {
+                found = x;
+                found_worth = v;
+                found_frees = frees;
+            }
+        }
+    return found;
+}
+
+/* Room in the second tier for a slot, or not, and n pages. */
+static bool make_host_room(de_prefix *t, const de_prefix_node *but, bool slot, uint32_t n)
+{
+    de_prefix_host *h = t->host;
+    if (n > h->kv.total || (slot && h->slots.total == 0))
+        return false;
+    while ((slot && h->slots.n_free == 0) || h->kv.n_free < n) {
+        const bool pages = h->kv.n_free < n;
+        de_prefix_node *x = least(t, &(struct wish){ .pages = pages, .on_host = true, .but = but });
+        if (!x || !de_prefix_remove(t, x))
+            return false;
+        t->stats.evictions++;
+    }
+    return true;
+}
+
+/* To the second tier, with all that nobody else has; false: as before. */
+static bool move_out(de_prefix *t, de_prefix_node *x)
+{
+    de_prefix_host *h = t->host;
+    const bool slot = !(x->slot & DE_ON_HOST);
+    const uint32_t n = own_pages(t, x, false);
+    if (!make_host_room(t, x, slot, n))
+        return false;
+    for (uint32_t i = 0; i < n_pages(t, x); i++) {
+        const uint32_t page = x->pages[i];
+        uint32_t to;
+        if (page & DE_ON_HOST || t->kv->users[page] || t->kv->keepers[page] != 1)
+            continue;
+        if (de_kv_pages_take(&h->kv, 1, &to, NULL) < 0)
+            return false;
+        const bool failed = h->page_out(h->arg, page, to) < 0;
+        if (!failed) {
+            de_kv_pages_keep(&h->kv, &to, 1);
+            de_kv_pages_drop(t->kv, &page, 1);
+            x->pages[i] = to | DE_ON_HOST;
+        }
+        de_kv_pages_give(&h->kv, &to, 1);
+        if (failed)
+            return false;
+    }
+    uint32_t to;
+    if (slot && de_gdn_slots_take(&h->slots, &to, NULL) == 0) {
+        if (h->slot_out(h->arg, x->slot, to) < 0) {
+            de_gdn_slots_give(&h->slots, to);
+            return false;
+        }
+        de_gdn_slots_give(t->slots, x->slot);
+        x->slot = to | DE_ON_HOST;
+    }
+    t->stats.moves++;
+    return true;
 }
 
 bool de_prefix_evict(de_prefix *t, bool for_pages)
 {
-    de_prefix_node *worst = NULL;
-    double least = 0;
-    bool frees = false; /* the worst one frees pages */
-    for (root *r = t->roots; r; r = r->next)
-        for (de_prefix_node *x = first_leaf(&r->node); x != &r->node; x = after(x)) {
-            if (x->pins || (for_pages && x->children))
-                continue;
-            const uint32_t own = x->children ? 0 : own_pages(t, x);
-            const double bytes = (double)t->slot_bytes + (double)own * (double)t->page_bytes;
-            const double age = (double)(t->clock - x->used + 1);
-            const double worth = (double)length(x) * (1.0 + x->hits) / (age * (bytes + 1));
-            const bool is_better = for_pages && (own > 0) != frees ? own > 0 : worth < least;
-            if (!worst || is_better) {
-                worst = x;
-                least = worth;
-                frees = own > 0;
-            }
-        }
-    if (!worst || !de_prefix_remove(t, worst))
+    if (t->host) {
+        de_prefix_node *x = least(t, &(struct wish){ .pages = for_pages, .moves = true });
+        if (x && move_out(t, x))
+            return true;
+    }
+    de_prefix_node *x = least(t, &(struct wish){ .pages = for_pages });
+    if (!x || !de_prefix_remove(t, x))
         return false;
     t->stats.evictions++;
     return true;

@@ -13,7 +13,9 @@
  * asked.
  *
  * When there is too little of slots or pages, the node goes that is worth least: tokens to compute
- * again, times how often it was of use, over age and size. Its edge goes to its children.
+ * again, times how often it was of use, over age and size. With a second tier (de_prefix_host) its
+ * slot and those of its pages that nobody else has move there, and the least of that tier goes;
+ * without one, or where that has no room, the node goes for good and its edge to its children.
  *
  * Ownership  the tree owns nodes and tables, one slot a node, one owner's count of each page of an
  *            edge. kv and slots must outlive it.
@@ -27,6 +29,8 @@
 #include "cache/gdn_slots.h"
 #include "cache/kv_pages.h"
 
+#define DE_ON_HOST (UINT32_C(1) << 31) /* of a node's slot or page: its number in the second tier */
+
 typedef struct de_prefix_node de_prefix_node;
 struct de_prefix_node {
     de_prefix_node *parent, *children, *next;
@@ -38,17 +42,29 @@ struct de_prefix_node {
     uint64_t used; /* the tree's clock when it was made or found */
 };
 
+/* The second tier: book-keeping of its pools, which others allocate, and the copies to it. They
+ * return < 0 if the device failed. */
+typedef struct de_prefix_host {
+    de_kv_pages kv;
+    de_gdn_slots slots;
+    int (*page_out)(void *arg, uint32_t page, uint32_t host_page);
+    int (*slot_out)(void *arg, uint32_t slot, uint32_t host_slot);
+    void *arg;
+} de_prefix_host;
+
 typedef struct de_prefix_stats {
     uint32_t nodes;
     uint64_t tokens;    /* of all edges */
     uint64_t finds;     /* de_prefix_find() calls */
     uint64_t hits;      /* of them, with a node */
+    uint64_t moves;     /* nodes moved to the second tier */
     uint64_t evictions; /* nodes given up for want of room */
 } de_prefix_stats;
 
 typedef struct de_prefix {
     de_kv_pages *kv;
     de_gdn_slots *slots;
+    de_prefix_host *host; /* NULL: there is no second tier */
     uint32_t page_tokens;
     uint64_t slot_bytes, page_bytes; /* what they weigh against each other */
     struct de_prefix_root *roots;
@@ -56,8 +72,9 @@ typedef struct de_prefix {
     de_prefix_stats stats;
 } de_prefix;
 
-void de_prefix_init(de_prefix *t, de_kv_pages *kv, de_gdn_slots *slots, uint32_t page_tokens,
-                    uint64_t slot_bytes, uint64_t page_bytes);
+/* host (or NULL) must outlive the tree, as kv and slots. */
+void de_prefix_init(de_prefix *t, de_kv_pages *kv, de_gdn_slots *slots, de_prefix_host *host,
+                    uint32_t page_tokens, uint64_t slot_bytes, uint64_t page_bytes);
 void de_prefix_done(de_prefix *t); /* gives all slots and pages back */
 
 /* The longest prefix of ids [n] that has a node of at most `most` tokens, or NULL. *ret_shared: how
@@ -68,8 +85,14 @@ de_prefix_node *de_prefix_find(de_prefix *t, uint64_t owner, const uint32_t *ids
 uint32_t de_prefix_reach(const de_prefix *t, uint64_t owner, const uint32_t *ids, uint32_t n);
 /* Is there a node behind exactly ids [n]? */
 bool de_prefix_has(const de_prefix *t, uint64_t owner, const uint32_t *ids, uint32_t n);
-/* The pages of the whole prefix: [ceil(node->end / page)]. */
+/* The pages of the whole prefix: [ceil(node->end / page)], some of them DE_ON_HOST. */
 void de_prefix_pages(const de_prefix *t, const de_prefix_node *node, uint32_t *ret_pages);
+/* One user more, or less, of each, in its tier. */
+void de_prefix_use(de_prefix *t, const uint32_t *pages, uint32_t n);
+void de_prefix_unuse(de_prefix *t, const uint32_t *pages, uint32_t n);
+/* pages [n], of the device, hold what the prefix's first n do: those that were on the host are these
+ * from now on. */
+void de_prefix_moved_in(de_prefix *t, de_prefix_node *node, const uint32_t *pages, uint32_t n);
 
 /* A node behind ids [n], with the pages [ceil(n / page)], which are shared, and the slot, which is
  * taken over. false: it was there already, or there is no memory; the slot stays the caller's. */
@@ -79,8 +102,9 @@ bool de_prefix_add(de_prefix *t, uint64_t owner, const uint32_t *ids, uint32_t n
 /* Gives up the nodes of prefixes of ids [n] that are longer than `from`. */
 void de_prefix_forget(de_prefix *t, uint64_t owner, const uint32_t *ids, uint32_t n, uint32_t from);
 
-/* Gives up the node worth least, to free a slot or (for_pages) pages; pinned ones stay. false: there
- * is none. It may free no page, where its pages are of others, too: look and call again. */
+/* Moves the node worth least to the second tier or gives it up, to free a slot or (for_pages) pages of
+ * the device; pinned ones stay. false: there is none. It may free no page, where its pages are of
+ * others, too: look and call again. */
 bool de_prefix_evict(de_prefix *t, bool for_pages);
 /* Gives up one that is not pinned. false: no memory for the longer edges of its children. */
 bool de_prefix_remove(de_prefix *t, de_prefix_node *node);

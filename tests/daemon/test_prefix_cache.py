@@ -281,5 +281,17 @@ class Pressure(Cached):
             pass
 
 
+class Host(Pressure):
+    """The same with few states on the device and many on the host."""
+    settings = {"model": {"max_sessions": 2, "kv_tokens": 4096, "ctx_max": 2048},
+                "cache": {"checkpoints": 3, "host_bytes": "64M"}}
+
+    @classmethod
+    def tearDownClass(cls):
+        cache = cls.model.GetStats(daemon.module(MODEL).GetStatsRequest()).cache
+        assert cache.moves > 5 and cache.host_checkpoints_max > 5, cache
+        super().tearDownClass()
+
+
 if __name__ == "__main__":
     unittest.main()

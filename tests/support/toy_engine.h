@@ -208,6 +208,30 @@ int de_model_slot_copy(de_model *m, uint32_t from, uint32_t to, delta_error *err
     m->slot[to] = m->slot[from];
     return 0;
 }
+int de_model_slot_save(de_model *m, uint32_t slot, void *dst, delta_error *err)
+{
+    (void)err;
+    memcpy(dst, &m->slot[slot], sizeof *m->slot);
+    return 0;
+}
+int de_model_slot_load(de_model *m, uint32_t slot, const void *src, delta_error *err)
+{
+    (void)err;
+    memcpy(&m->slot[slot], src, sizeof *m->slot);
+    return 0;
+}
+int de_model_page_save(de_model *m, uint32_t page, void *dst, delta_error *err)
+{
+    (void)err;
+    memcpy(dst, m->page[page], sizeof *m->page);
+    return 0;
+}
+int de_model_page_load(de_model *m, uint32_t page, const void *src, delta_error *err)
+{
+    (void)err;
+    memcpy(m->page[page], src, sizeof *m->page);
+    return 0;
+}
 int de_model_page_copy(de_model *m, uint32_t from, uint32_t to, delta_error *err)
 {
     if (from == to || from >= m->o.n_pages || to >= m->o.n_pages)

@@ -36,7 +36,8 @@ typedef struct delta_engine_options {
     /* States kept for prompts to come (the prefix cache), at most 65536; 0: four a session, but no
      * more than an eighth of the memory. */
     uint32_t checkpoints;
-    bool no_cache;        /* no state is kept: every prompt is computed from its beginning */
+    uint64_t cache_host_bytes; /* host memory that the cache goes on in; 0: none */
+    bool no_cache;             /* no state is kept: every prompt is computed from its beginning */
     uint64_t kv_tokens;   /* size of the page pool in tokens; 0: ctx_max, or max_sessions * 8192
                               if that is more, within half of the memory that the rest leaves */
     uint32_t ctx_max;     /* longest session; 0: the checkpoint's max_position_embeddings */
@@ -81,6 +82,9 @@ typedef struct delta_engine_stats {
     uint64_t cache_finds, cache_hits; /* sessions that asked for a prefix; that found one */
     uint64_t cache_tokens;            /* tokens found */
     uint64_t cache_evictions;
+    uint64_t cache_moves; /* checkpoints that went to host memory */
+    uint64_t host_pages, host_pages_total;
+    uint32_t host_checkpoints, host_checkpoints_max;
 } delta_engine_stats;
 
 /* Opens the model and allocates everything the engine will ever need.

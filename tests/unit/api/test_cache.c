@@ -17,13 +17,15 @@ static uint32_t rnd(uint32_t n)
     return (uint32_t)(random_state >> 33) % n;
 }
 
-static delta_engine *open_with(uint32_t seats, uint64_t kv_tokens, uint32_t checkpoints)
+static delta_engine *open_tiers(uint32_t seats, uint64_t kv_tokens, uint32_t checkpoints,
+                                uint64_t host_bytes)
 {
     const delta_engine_options o = { .model_dir = DEMO_MODEL_DIR,
                                      .max_sessions = seats,
                                      .kv_tokens = kv_tokens,
                                      .step_tokens = 128,
                                      .checkpoints = checkpoints,
+                                     .cache_host_bytes = host_bytes,
                                      .no_cache = checkpoints == 0 };
     delta_engine *e = NULL;
     delta_error err = { 0 };
@@ -32,6 +34,11 @@ static delta_engine *open_with(uint32_t seats, uint64_t kv_tokens, uint32_t chec
         exit(1);
     }
     return e;
+}
+
+static delta_engine *open_with(uint32_t seats, uint64_t kv_tokens, uint32_t checkpoints)
+{
+    return open_tiers(seats, kv_tokens, checkpoints, 0);
 }
 
 /* What a timeline says next, alone and cold. */
@@ -92,14 +99,15 @@ static void work(delta_engine *e, one *all, uint32_t steps)
     }
 }
 
-TEST(random_operations_say_what_cold_prompts_say)
+static void random_operations(uint64_t host_bytes)
 {
     static one all[SESSIONS];
+    memset(all, 0, sizeof all);
     const char *seed = getenv("TEST_SEED");
     random_state = seed ? strtoull(seed, NULL, 10) : 4711;
     toy_ignores_cuts = true;
     memset(script, 0, sizeof script);
-    delta_engine *e = open_with(SEATS, 40 * 64, 9);
+    delta_engine *e = open_tiers(SEATS, 40 * 64, 9, host_bytes);
     uint32_t counts[9] = { 0 }, n_busy = 0;
     for (int op = 0; op < OPERATIONS; op++) {
         one *o = &all[rnd(SESSIONS)];
@@ -201,13 +209,15 @@ TEST(random_operations_say_what_cold_prompts_say)
     }
     delta_engine_stats st;
     delta_engine_stats_get(e, &st);
-    printf(
-        "# %llu lookups, %llu hits, %llu tokens found, %llu computed, %llu evictions, %u times no "
-        "room\n",
-        (unsigned long long)st.cache_finds, (unsigned long long)st.cache_hits,
-        (unsigned long long)st.cache_tokens, (unsigned long long)st.prefill_tokens,
-        (unsigned long long)st.cache_evictions, n_busy);
+    printf("# %llu of %llu lookups hit, %llu tokens found, %llu computed, %llu evictions, %llu "
+           "moves, %u "
+           "times no room\n",
+           (unsigned long long)st.cache_hits, (unsigned long long)st.cache_finds,
+           (unsigned long long)st.cache_tokens, (unsigned long long)st.prefill_tokens,
+           (unsigned long long)st.cache_evictions, (unsigned long long)st.cache_moves, n_busy);
     CHECK(st.cache_hits > 1000 && st.cache_evictions > 1000 && n_busy > 1000);
+    CHECK(host_bytes == 0 ? st.cache_moves == 0 : st.cache_moves > 500);
+    CHECK(st.host_pages <= st.host_pages_total && st.host_checkpoints <= st.host_checkpoints_max);
     for (int i = 0; i < 9; i++)
         CHECK(counts[i] > OPERATIONS / 18);
     for (int i = 0; i < SESSIONS; i++)
@@ -217,6 +227,18 @@ TEST(random_operations_say_what_cold_prompts_say)
     CHECK_EQ(st.pages_used, 0);
     delta_engine_free(e);
     toy_ignores_cuts = false;
+}
+
+TEST(random_operations_say_what_cold_prompts_say)
+{
+    random_operations(0);
+}
+
+TEST(random_operations_over_two_tiers_too)
+{
+    random_operations(100000); /* 10 states and 76 pages */
+    random_operations(20000);
+    random_operations(1000000);
 }
 
 /* Tokens that a new session of `owner` finds of ids [n], after which it says one token. */

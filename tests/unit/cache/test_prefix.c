@@ -39,7 +39,7 @@ static bool setup(world *w)
     memset(w, 0, sizeof *w);
     bool ok = de_kv_pages_init(&w->kv, PAGES, NULL) == 0 &&
               de_gdn_slots_init(&w->slots, SLOTS, NULL) == 0;
-    de_prefix_init(&w->tree, &w->kv, &w->slots, PAGE, 100, 10);
+    de_prefix_init(&w->tree, &w->kv, &w->slots, NULL, PAGE, 100, 10);
     return ok;
 }
 
