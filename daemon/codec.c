@@ -15,6 +15,7 @@
 #include "daemon/wire.h"
 #include "deltad/v1/inference.pb-c.h"
 #include "deltad/v1/model.pb-c.h"
+#include "deltad/v1/saved.pb-c.h"
 #include "deltad/v1/session.pb-c.h"
 #include "deltad/v1/types.pb-c.h"
 
@@ -1107,6 +1108,109 @@ uint8_t *dd_session_encode(const dd_session_view *v, size_t *ret_len)
     s.idle_ns = v->idle_ns;
     s.idle_timeout_ns = v->idle_timeout_ns;
     return pack(&s.base, ret_len);
+}
+
+uint8_t *dd_saved_encode(const dd_saved *x, size_t *ret_len)
+{
+    Deltad__V1__SavedSession s = DELTAD__V1__SAVED_SESSION__INIT;
+    s.model = (char *)x->model;
+    s.id = (char *)x->id;
+    s.name = (char *)x->name;
+    s.generation = x->generation;
+    s.owner_is_unix = x->owner_is_unix;
+    s.owner_uid = x->owner_uid;
+    s.owner_address =
+        (ProtobufCBinaryData){ x->owner_address.len, (uint8_t *)x->owner_address.data };
+    s.idle_timeout_ns = x->idle_timeout_ns;
+    s.thinking = x->thinking;
+    s.omit_reasoning = x->omit_reasoning;
+    s.preserve_reasoning = x->preserve;
+    s.ctx_tokens = x->ctx_tokens;
+    size_t len = 0;
+    uint8_t *head = pack(&s.base, &len);
+    if (!head)
+        return NULL;
+    /* The rest behind it: tools and messages are packed already. */
+    dd_wire_out o = { .data = head, .len = len, .size = len };
+    for (size_t i = 0; i < x->n_tools; i++)
+        dd_wire_put_bytes(&o, 13, x->tools[i].data, x->tools[i].len);
+    for (size_t i = 0; i < x->n_messages; i++)
+        dd_wire_put_bytes(&o, 14, x->messages[i].data, x->messages[i].len);
+    for (size_t i = 0; i < x->n_messages; i++) {
+        const dd_sampled *from = &x->sampled[i];
+        Deltad__V1__SavedSampled y = DELTAD__V1__SAVED_SAMPLED__INIT;
+        if (!from->text.p)
+            continue;
+        y.message = (uint32_t)i;
+        y.text = (ProtobufCBinaryData){ from->text.len, (uint8_t *)from->text.p };
+        y.ids = (uint32_t *)from->ids;
+        y.n_ids = from->n_ids;
+        y.thought = from->thought;
+        uint8_t *p = pack(&y.base, &len);
+        if (p)
+            dd_wire_put_bytes(&o, 15, p, len);
+        o.failed = o.failed || !p;
+        free(p);
+    }
+    return dd_wire_take(&o, ret_len);
+}
+
+/* The packed bytes of n messages, in the arena. */
+static dd_bytes *packed_again(de_arena *a, ProtobufCMessage *const *m, size_t n)
+{
+    dd_bytes *list = de_arena_array(a, n + 1, sizeof *list);
+    for (size_t i = 0; list && i < n; i++) {
+        const size_t len = protobuf_c_message_get_packed_size(m[i]);
+        a->limit += len + 64;
+        uint8_t *p = de_arena_array(a, len + 1, 1);
+        if (!p)
+            return NULL;
+        (void)protobuf_c_message_pack(m[i], p);
+        list[i] = (dd_bytes){ p, len };
+    }
+    return list;
+}
+
+int dd_saved_decode(const uint8_t *bytes, size_t len, de_arena *a, dd_saved *ret_x, dd_status *st)
+{
+    const Deltad__V1__SavedSession *s =
+        (const void *)dd_wire_unpack(&deltad__v1__saved_session__descriptor, a, bytes, len, st);
+    if (!s)
+        return -1;
+    a->limit += (s->n_messages + s->n_tools + 2) * (sizeof(dd_bytes) + sizeof(dd_sampled)) + 256;
+    dd_sampled *sampled = de_arena_array(a, s->n_messages + 1, sizeof *sampled);
+    *ret_x = (dd_saved){
+        .model = s->model,
+        .id = s->id,
+        .name = s->name,
+        .generation = s->generation,
+        .idle_timeout_ns = s->idle_timeout_ns,
+        .owner_is_unix = s->owner_is_unix,
+        .owner_uid = s->owner_uid,
+        .owner_address = { s->owner_address.data, s->owner_address.len },
+        .thinking = s->thinking,
+        .omit_reasoning = s->omit_reasoning,
+        .preserve = s->preserve_reasoning,
+        .ctx_tokens = s->ctx_tokens,
+        .tools = packed_again(a, (ProtobufCMessage *const *)s->tools, s->n_tools),
+        .messages = packed_again(a, (ProtobufCMessage *const *)s->messages, s->n_messages),
+        .n_tools = s->n_tools,
+        .n_messages = s->n_messages,
+        .sampled = sampled,
+    };
+    if (!sampled || !ret_x->tools || !ret_x->messages)
+        return no_memory(st);
+    memset(sampled, 0, (s->n_messages + 1) * sizeof *sampled);
+    for (size_t i = 0; i < s->n_sampled; i++) {
+        const Deltad__V1__SavedSampled *y = s->sampled[i];
+        if (y->message >= s->n_messages)
+            return invalid(st, "sampled.message", "%u of %zu", y->message, s->n_messages);
+        sampled[y->message] = (dd_sampled){ .text = { (char *)y->text.data, y->text.len },
+                                            .ids = y->ids,
+                                            .n_ids = y->n_ids,
+                                            .thought = y->thought };
+    }
+    return 0;
 }
 
 uint8_t *dd_usage_encode(const dd_usage *u, size_t *ret_len)

@@ -184,6 +184,23 @@ uint8_t *dd_session_encode(const dd_session_view *v, size_t *ret_len); /* a Sess
 uint8_t *dd_usage_encode(const dd_usage *u, size_t *ret_len);
 uint8_t *dd_info_encode(const delta_engine_info *i, size_t *ret_len);
 
+/* A session as it is kept on disk; see saved.proto. */
+typedef struct dd_saved {
+    const char *model, *id, *name;
+    uint64_t generation, idle_timeout_ns;
+    bool owner_is_unix;
+    uint32_t owner_uid;
+    dd_bytes owner_address;
+    bool thinking, omit_reasoning, preserve;
+    uint32_t ctx_tokens;
+    const dd_bytes *tools, *messages; /* packed */
+    size_t n_tools, n_messages;
+    const dd_sampled *sampled; /* [n_messages] */
+} dd_saved;
+uint8_t *dd_saved_encode(const dd_saved *x, size_t *ret_len);
+/* What *ret_x points to is in the arena, which begins here; the caller ends it, also on failure. */
+int dd_saved_decode(const uint8_t *bytes, size_t len, de_arena *a, dd_saved *ret_x, dd_status *st);
+
 typedef struct dd_stats {
     uint64_t uptime_ns, requests_total, cancelled, failed, prompt_tokens, completion_tokens;
     uint32_t running, queued, sessions, connections;

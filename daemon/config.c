@@ -88,6 +88,11 @@ static const struct key keys[] = {
       .help = "Let users find each other's prompts: the time of an answer then tells whether "
               "somebody asked the same before." },
 
+    { "state", "directory", TEXT, AT(state.directory), 0, 1000,
+      .told = "systemd's state folder, or none",
+      .help = "Folder where named sessions are kept, so that they survive a restart; empty: they "
+              "are not." },
+
     { "server", "socket", TEXT, AT(server.socket), 0, 107,
       .told = "deltad.sock in the runtime folder", .help = "Unix socket of gRPC; empty: none." },
     { "server", "ttrpc_socket", TEXT, AT(server.ttrpc_socket), 0, 107,
@@ -346,7 +351,7 @@ static int set(dd_config *c, const struct key *k, const char *value, delta_error
     }
     if (!good || ((n < k->min || n > k->max) && !(n == 0 && k->zero_too)))
         return bad_value(k, value, err);
-    if (k->kind == U64 || k->kind == DURATION)
+    if (k->kind == U64 || k->kind == BYTES || k->kind == DURATION)
         *(uint64_t *)field(c, k) = n;
     else
         *(uint32_t *)field(c, k) = (uint32_t)n;
@@ -363,11 +368,11 @@ static const char *get(const dd_config *c, const struct key *k, char *buf, size_
     case BOOL:
         return *(bool *)field(c, k) ? "yes" : "no";
     case U64:
+    case BYTES:
     case DURATION:
         print_value(buf, size, k, *(uint64_t *)field(c, k));
         return buf;
     case U32:
-    case BYTES:
     case MODE:
         print_value(buf, size, k, *(uint32_t *)field(c, k));
         return buf;
@@ -427,12 +432,22 @@ static void default_socket(char *to, size_t size, const char *name)
         (void)snprintf(to, size, "/run/user/%u/deltad/%s", (unsigned)geteuid(), name);
 }
 
+static void default_state(char *to, size_t size)
+{
+    const char *state = getenv("STATE_DIRECTORY");
+    to[0] = 0;
+    if (state && state[0] == '/')
+        (void)snprintf(to, size, "%.*s", (int)strcspn(state, ":"), state);
+}
+
 static void default_text(char *to, size_t size, const struct key *k)
 {
     if (k->default_)
         (void)snprintf(to, size, "%s", k->default_);
     else if (strcmp(k->name, "path") == 0)
         default_model(to, size);
+    else if (strcmp(k->name, "directory") == 0)
+        default_state(to, size);
     else
         default_socket(to, size,
                        strcmp(k->name, "socket") == 0 ? "deltad.sock" : "deltad-ttrpc.sock");

@@ -32,6 +32,9 @@ typedef struct dd_config {
         bool ahead;           /* compute what the next prompt will begin with */
     } cache;
     struct {
+        char *directory; /* where named sessions are kept over a restart; "": nowhere */
+    } state;
+    struct {
         char *socket;         /* gRPC, Unix; "" : off */
         char *ttrpc_socket;   /* "" : off */
         char *listen;         /* HOST:PORT of gRPC on TCP; "" : off */
@@ -40,7 +43,7 @@ typedef struct dd_config {
         char *socket_group;   /* "" : leave */
         uint32_t max_connections;
         uint32_t max_connections_per_uid;
-        uint32_t max_message_bytes;
+        uint64_t max_message_bytes;
         bool tcp_reflection;
     } server;
     struct {

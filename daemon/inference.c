@@ -409,6 +409,7 @@ static void proceed(dd_live *l, int prepared, dd_status *st)
         dd_rpc *r = l->rpc;
         size_t n = 0;
         l->session->busy = NULL;
+        dd_keep_changed(s, l->session);
         uint8_t *answer = dd_session_answer(l, &n);
         l->rpc = NULL;
         dd_answer(r, answer, n);

@@ -63,6 +63,7 @@ struct dd_service {
     uint32_t n_jobs;
     dd_ahead *ahead; /* of ahead.c */
     uint32_t n_ahead;
+    uint32_t n_keeping; /* files that keep.c writes */
     uint64_t next_run;
     dd_session *sessions;
     uint32_t n_sessions;
@@ -94,12 +95,13 @@ struct dd_session {
     bool thinking, omit_reasoning, preserve;
     dd_border *borders; /* of the turns that the timeline holds, the oldest first */
     size_t n_borders, cap_borders;
-    dd_timeline *timeline; /* NULL: to be rendered from the transcript */
-    size_t n_rendered;     /* messages that the timeline holds */
-    bool is_whole;         /* it holds the reasoning of all of them */
-    bool is_parked;        /* it left the device for somebody who waited */
-    bool needs_end;        /* the last turn was cut before its <|im_end|> */
-    bool is_open;          /* the last tool message was left open */
+    dd_timeline *timeline;       /* NULL: to be rendered from the transcript */
+    size_t n_rendered;           /* messages that the timeline holds */
+    bool is_whole;               /* it holds the reasoning of all of them */
+    bool is_keeping, is_changed; /* of keep.c: it is being written; it changed since that began */
+    bool is_parked;              /* it left the device for somebody who waited */
+    bool needs_end;              /* the last turn was cut before its <|im_end|> */
+    bool is_open;                /* the last tool message was left open */
     uint32_t n_tokens, ctx_tokens, ctx_wanted;
     dd_live *busy;
 };
@@ -264,5 +266,15 @@ void dd_sessions_timer(dd_service *s, uint64_t now, uint64_t *next);
 /* Somebody waits for room: the session that was idle longest leaves the device. false: none. */
 bool dd_sessions_evict(dd_service *s);
 void dd_sessions_free(dd_service *s);
+/* A session as it was kept, without its messages; NULL: no memory. */
+dd_session *dd_session_restore(dd_service *s, const dd_saved *x, const dd_peer *owner);
+/* Copies a message to its end. 0, or -1: no memory. */
+int dd_session_add(dd_session *x, dd_bytes message, const dd_sampled *sampled);
+void dd_session_drop(dd_service *s, dd_session *x); /* NULL is a no-op */
+
+/* keep.c: all are no-ops without [state] directory */
+void dd_keep_changed(dd_service *s, dd_session *x); /* writes it, soon */
+void dd_keep_forget(dd_service *s, const dd_session *x);
+void dd_keep_load(dd_service *s); /* once, when the model is there */
 
 #endif

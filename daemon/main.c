@@ -26,6 +26,7 @@ int main(int argc, char **argv)
 
     dd_log_init(DD_LOG_INFO);
     (void)signal(SIGPIPE, SIG_IGN); /* a peer that went away is an error code, not an end */
+    (void)signal(SIGXFSZ, SIG_IGN); /* so is a limit of the size of files */
     if (dd_config_load(argc, argv, &c, &action, &err) < 0) {
         dd_log(DD_LOG_ERROR, "%s", err.text);
         return err.code == DELTA_EINVALID ? DD_EXIT_USAGE : DD_EXIT_CONFIG;

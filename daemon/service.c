@@ -340,6 +340,7 @@ static void on_note(void *arg, const dd_note *n)
         return;
     case DD_NOTE_READY:
         s->is_ready = true;
+        dd_keep_load(s);
         if (s->phase == DD_LOADING)
             set_phase(s, DD_SERVING);
         s->o.on_ready(s->o.arg);
@@ -366,7 +367,7 @@ static void on_drain_timer(uv_timer_t *t)
 {
     dd_service *s = t->data;
     dd_status st;
-    if (!s->on_drained || s->live || s->n_jobs || s->n_ahead)
+    if (!s->on_drained || s->live || s->n_jobs || s->n_ahead || s->n_keeping)
         return;
     dd_status_set(&st, DD_UNAVAILABLE, "DRAINING", "the daemon is stopping");
     st.retry_ms = DD_RETRY_MS;
@@ -439,7 +440,7 @@ void dd_service_free(dd_service *s)
 {
     if (!s)
         return;
-    assert(!s->live && !s->n_jobs && !s->n_ahead);
+    assert(!s->live && !s->n_jobs && !s->n_ahead && !s->n_keeping);
     dd_sessions_free(s);
     dd_recall_free(s->recall);
     dd_grammars_free(s->grammars); /* before the engine, whose tokenizer they read */

@@ -380,6 +380,7 @@ void dd_session_end(dd_live *l, const dd_note *n)
     x->is_open = l->turn.leaves_open;
     if (l->method != DD_M_CREATE)
         x->generation++;
+    dd_keep_changed(l->s, x);
     if (!is_kept || add_border(x) < 0)
         forget_timeline(x); /* the transcript lost something for want of memory */
 }
@@ -459,6 +460,7 @@ static void close_session(dd_service *s, dd_rpc *r, const dd_request *q)
         dd_refuse(r, &st);
         return;
     }
+    dd_keep_forget(s, x);
     session_free(s, x);
     dd_answer(r, calloc(1, 1), 0);
 }
@@ -515,34 +517,61 @@ static void rewind_session(dd_service *s, dd_rpc *r, const dd_request *q)
     shorten(x, q->keep_messages);
     x->generation++;
     x->used_ns = de_now_ns();
+    dd_keep_changed(s, x);
     put_session(&o, x);
     uint8_t *msg = dd_wire_take(&o, &len);
     dd_answer(r, msg, len);
 }
 
+int dd_session_add(dd_session *x, dd_bytes message, const dd_sampled *from)
+{
+    dd_bytes b;
+    if (copy(message, &b) < 0 || add_message(x, (uint8_t *)b.data, b.len) < 0)
+        return -1;
+    if (!from->text.p)
+        return 0;
+    const size_t bytes = from->n_ids * sizeof *from->ids;
+    char *text = malloc(from->text.len + 1);
+    uint32_t *ids = malloc(bytes + 1);
+    x->sampled[x->n_messages - 1] = (dd_sampled){
+        .text = { text, from->text.len }, .ids = ids, .n_ids = from->n_ids, .thought = from->thought
+    };
+    if (!text || !ids)
+        return -1;
+    memcpy(text, from->text.p, from->text.len);
+    if (bytes)
+        memcpy(ids, from->ids, bytes);
+    x->bytes += from->text.len + bytes;
+    return 0;
+}
+
+dd_session *dd_session_restore(dd_service *s, const dd_saved *saved, const dd_peer *owner)
+{
+    dd_status st;
+    dd_session *x = add_session(s, saved->name, saved->tools, saved->n_tools, owner, &st);
+    if (!x)
+        return NULL;
+    (void)snprintf(x->id, sizeof x->id, "%s", saved->id);
+    x->generation = saved->generation;
+    x->idle_timeout_ns = saved->idle_timeout_ns;
+    x->thinking = saved->thinking;
+    x->omit_reasoning = saved->omit_reasoning;
+    x->preserve = saved->preserve;
+    x->ctx_wanted = saved->ctx_tokens;
+    return x;
+}
+
+void dd_session_drop(dd_service *s, dd_session *x)
+{
+    if (x)
+        session_free(s, x);
+}
+
 static int copy_turns(const dd_session *x, dd_session *to)
 {
-    for (size_t i = 0; i < x->n_messages; i++) {
-        dd_bytes b;
-        if (copy(x->messages[i], &b) < 0 || add_message(to, (uint8_t *)b.data, b.len) < 0)
+    for (size_t i = 0; i < x->n_messages; i++)
+        if (dd_session_add(to, x->messages[i], &x->sampled[i]) < 0)
             return -1;
-        const dd_sampled *from = &x->sampled[i];
-        if (!from->text.p)
-            continue;
-        const size_t bytes = from->n_ids * sizeof *from->ids;
-        char *text = malloc(from->text.len + 1);
-        uint32_t *ids = malloc(bytes + 1);
-        to->sampled[i] = (dd_sampled){ .text = { text, from->text.len },
-                                       .ids = ids,
-                                       .n_ids = from->n_ids,
-                                       .thought = from->thought };
-        if (!text || !ids)
-            return -1;
-        memcpy(text, from->text.p, from->text.len);
-        if (bytes)
-            memcpy(ids, from->ids, bytes);
-        to->bytes += from->text.len + bytes;
-    }
     to->borders = calloc(x->n_borders + 1, sizeof *to->borders);
     if (!to->borders)
         return -1;
@@ -606,8 +635,10 @@ static void fork_sessions(dd_service *s, dd_rpc *r, const dd_request *q)
             return;
         }
     }
-    for (uint32_t i = 0; i < q->count; i++)
+    for (uint32_t i = 0; i < q->count; i++) {
         put_session(&o, made[i]);
+        dd_keep_changed(s, made[i]);
+    }
     x->used_ns = de_now_ns();
     uint8_t *msg = dd_wire_take(&o, &len);
     dd_answer(r, msg, len);
@@ -656,9 +687,10 @@ void dd_sessions_timer(dd_service *s, uint64_t now, uint64_t *next)
         if (!x->idle_timeout_ns || x->busy)
             continue;
         uint64_t at = dd_after_ns(x->used_ns, x->idle_timeout_ns);
-        if (now >= at)
+        if (now >= at) {
+            dd_keep_forget(s, x);
             session_free(s, x);
-        else if (!*next || at < *next)
+        } else if (!*next || at < *next)
             *next = at;
     }
 }

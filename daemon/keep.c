@@ -1,0 +1,257 @@
+/* keep.c -- named sessions on disk, so that they survive a restart.
+ *
+ * After every turn the transcript, the tools, the settings and the tokens of the answers go to
+ * DIR/sessions/ID.session, whole, by a worker thread; a session that changes meanwhile is written
+ * again. The first turn after a restart renders the conversation from that, token for token. The
+ * model's state is not in it.
+ *
+ * A file is a line "deltad session 1 LENGTH SHA256" and a SavedSession (saved.proto) of that many
+ * bytes. It is replaced whole (base/file.h): a process that is killed, or a full disk, leaves the one
+ * before. One that cannot be read, or is of another model, stays where it is and is told in the log.
+ *
+ * Threads    the loop, but write_file(). */
+#include <dirent.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/file.h"
+#include "base/sha256.h"
+#include "daemon/live.h"
+#include "daemon/log.h"
+
+enum { HEAD_BYTES = 128, FILE_BYTES = 512 << 20 };
+static const char suffix[] = ".session";
+
+typedef struct job {
+    uv_work_t work;
+    dd_service *s;
+    char id[DD_ID_BYTES];
+    char *path;
+    uint8_t *bytes;
+    size_t len;
+    int result;
+    delta_error err;
+} job;
+
+static bool is_on(const dd_service *s)
+{
+    return s->o.config->state.directory[0] != 0;
+}
+
+/* DIR/sessions or, with an id, its file; malloc'ed, NULL: no memory. */
+static char *path_of(const dd_service *s, const char *id)
+{
+    const char *dir = s->o.config->state.directory;
+    const size_t size = strlen(dir) + DD_ID_BYTES + 32;
+    char *p = malloc(size);
+    if (p && id)
+        (void)snprintf(p, size, "%s/sessions/%s%s", dir, id, suffix);
+    else if (p)
+        (void)snprintf(p, size, "%s/sessions", dir);
+    return p;
+}
+
+static dd_session *session_of(const dd_service *s, const char *id)
+{
+    dd_session *x = s->sessions;
+    while (x && strcmp(x->id, id) != 0)
+        x = x->next;
+    return x;
+}
+
+/* ---- writing */
+
+static uint8_t *encode(const dd_service *s, const dd_session *x, size_t *ret_len)
+{
+    const dd_saved saved = {
+        .model = dd_engine_info(s->engine)->model_name,
+        .id = x->id,
+        .name = x->name,
+        .generation = x->generation,
+        .idle_timeout_ns = x->idle_timeout_ns,
+        .owner_is_unix = x->owner.is_unix,
+        .owner_uid = x->owner.uid,
+        .owner_address = { x->owner.address, sizeof x->owner.address },
+        .thinking = x->thinking,
+        .omit_reasoning = x->omit_reasoning,
+        .preserve = x->preserve,
+        .ctx_tokens = x->ctx_wanted,
+        .tools = x->tools,
+        .n_tools = x->n_tools,
+        .messages = x->messages,
+        .n_messages = x->n_messages,
+        .sampled = x->sampled,
+    };
+    size_t n = 0;
+    uint8_t *body = dd_saved_encode(&saved, &n), *all = body ? malloc(HEAD_BYTES + n) : NULL;
+    if (all) {
+        char sha[65];
+        de_sha256_hex(body, n, sha);
+        const int head = snprintf((char *)all, HEAD_BYTES, "deltad session 1 %zu %s\n", n, sha);
+        memcpy(all + head, body, n);
+        *ret_len = (size_t)head + n;
+    }
+    free(body);
+    return all;
+}
+
+static void write_file(uv_work_t *w)
+{
+    job *j = w->data;
+    j->result = de_file_replace(j->path, j->bytes, j->len, &j->err);
+}
+
+static void job_free(job *j)
+{
+    free(j->path);
+    free(j->bytes);
+    free(j);
+}
+
+static void on_written(uv_work_t *w, int status)
+{
+    job *j = w->data;
+    dd_service *s = j->s;
+    dd_session *x = session_of(s, j->id);
+    s->n_keeping--;
+    if (status == 0 && j->result < 0)
+        dd_log(DD_LOG_WARNING,
+               "session %s is not kept: %s; what was kept of it before is still there", j->id,
+               j->err.text);
+    if (x) {
+        x->is_keeping = false;
+        if (x->is_changed)
+            dd_keep_changed(s, x);
+    } else if (!s->is_freed) {
+        (void)unlink(j->path); /* it was closed meanwhile */
+    }
+    job_free(j);
+}
+
+void dd_keep_changed(dd_service *s, dd_session *x)
+{
+    if (!is_on(s))
+        return;
+    x->is_changed = true;
+    if (x->is_keeping)
+        return;
+    job *j = calloc(1, sizeof *j);
+    if (!j)
+        return; /* with the next turn */
+    j->work.data = j;
+    j->s = s;
+    (void)snprintf(j->id, sizeof j->id, "%s", x->id);
+    j->path = path_of(s, x->id);
+    j->bytes = encode(s, x, &j->len);
+    if (!j->path || !j->bytes || uv_queue_work(s->o.loop, &j->work, write_file, on_written) < 0) {
+        dd_log(DD_LOG_WARNING, "session %s is not kept: no memory", x->id);
+        job_free(j);
+        return;
+    }
+    x->is_changed = false;
+    x->is_keeping = true;
+    s->n_keeping++;
+}
+
+void dd_keep_forget(dd_service *s, const dd_session *x)
+{
+    char *path = is_on(s) ? path_of(s, x->id) : NULL;
+    if (path)
+        (void)unlink(path);
+    free(path);
+}
+
+/* ---- reading */
+
+static int add_messages(dd_session *x, const dd_saved *saved)
+{
+    for (size_t i = 0; i < saved->n_messages; i++)
+        if (dd_session_add(x, saved->messages[i], &saved->sampled[i]) < 0)
+            return -1;
+    return 0;
+}
+
+/* The bytes behind the head, if all is as it was written. */
+static const uint8_t *body_of(const char *text, size_t len, size_t *ret_len)
+{
+    char want[65], got[65];
+    size_t n = 0;
+    const char *end = memchr(text, '\n', len < HEAD_BYTES ? len : HEAD_BYTES);
+    if (!end || sscanf(text, "deltad session 1 %zu %64[0-9a-f]", &n, want) != 2 ||
+        n != len - (size_t)(end + 1 - text))
+        return NULL;
+    de_sha256_hex(end + 1, n, got);
+    *ret_len = n;
+    return strcmp(want, got) == 0 ? (const uint8_t *)end + 1 : NULL;
+}
+
+static int load(dd_service *s, const char *path, const char *id, delta_error *err)
+{
+    char *text = NULL;
+    size_t len = 0, n = 0;
+    dd_saved x;
+    dd_status st = { 0 };
+    de_arena a = { 0 };
+    int r = de_file_read(path, FILE_BYTES, &text, &len, err);
+    if (r < 0)
+        return r;
+    const uint8_t *body = body_of(text, len, &n);
+    if (!body)
+        r = delta_fail(err, DELTA_EFORMAT, "%s: not whole", path);
+    else if (dd_saved_decode(body, n, &a, &x, &st) < 0)
+        r = delta_fail(err, DELTA_EFORMAT, "%s: %s %s", path, st.field, st.message);
+    else if (strcmp(x.id, id) != 0)
+        r = delta_fail(err, DELTA_EFORMAT, "%s: it is session %s", path, x.id);
+    else if (strcmp(x.model, dd_engine_info(s->engine)->model_name) != 0)
+        r = delta_fail(err, DELTA_EFORMAT, "%s: it is of model %s", path, x.model);
+    else if (session_of(s, id))
+        r = delta_fail(err, DELTA_EFORMAT, "%s: the session is there already", path);
+    if (r == 0) {
+        dd_peer owner = { .is_unix = x.owner_is_unix, .uid = x.owner_uid };
+        if (x.owner_address.len == sizeof owner.address)
+            memcpy(owner.address, x.owner_address.data, sizeof owner.address);
+        dd_session *y = dd_session_restore(s, &x, &owner);
+        if (!y || add_messages(y, &x) < 0) {
+            dd_session_drop(s, y);
+            r = delta_fail(err, DELTA_ENOMEM, "%s: no memory", path);
+        }
+    }
+    free(text);
+    de_arena_done(&a);
+    return r;
+}
+
+void dd_keep_load(dd_service *s)
+{
+    char *folder = is_on(s) ? path_of(s, NULL) : NULL;
+    size_t n = 0;
+    if (!folder)
+        return;
+    if (mkdir(folder, 0700) < 0 && errno != EEXIST)
+        dd_log(DD_LOG_WARNING, "sessions are not kept: %s: %s", folder, strerror(errno));
+    DIR *d = opendir(folder);
+    for (struct dirent *f; d && (f = readdir(d));) {
+        char id[DD_ID_BYTES];
+        const size_t len = strlen(f->d_name), tail = sizeof suffix - 1;
+        if (len <= tail || len - tail >= sizeof id || strcmp(f->d_name + len - tail, suffix) != 0)
+            continue;
+        (void)snprintf(id, sizeof id, "%.*s", (int)(len - tail), f->d_name);
+        char *path = path_of(s, id);
+        delta_error err = { 0 };
+        if (path && load(s, path, id, &err) < 0)
+            dd_log(DD_LOG_WARNING, "a session is not taken up: %s", err.text);
+        else
+            n += path != NULL;
+        free(path);
+    }
+    if (d)
+        (void)closedir(d);
+    if (n)
+        dd_log(DD_LOG_INFO, "%zu sessions taken up from %s", n, folder);
+    free(folder);
+}

@@ -1,0 +1,160 @@
+"""Named sessions over restarts: they go on as if nothing had been, whoever killed the daemon, and what cannot be
+read or written is told and harms nobody."""
+import json
+import pathlib
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import unittest
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "support"))
+import daemon  # noqa: E402
+import grpc  # noqa: E402
+import test_end_to_end as end_to_end  # noqa: E402
+from test_end_to_end import PROMPT, gather, message, request  # noqa: E402
+
+t = m = s = None
+
+
+def setUpModule():
+    global t, m, s
+    m, s = daemon.module(end_to_end.INFERENCE), daemon.module(end_to_end.SESSION)
+    t = daemon.module("deltad/v1/types.proto")
+    end_to_end.t, end_to_end.m, end_to_end.s = t, m, s
+
+
+class Kept(unittest.TestCase):
+    def setUp(self):
+        self.state = pathlib.Path(tempfile.mkdtemp(prefix="deltad-state-"))
+        self.d = None
+
+    def tearDown(self):
+        if self.d:
+            self.d.stop()
+        shutil.rmtree(self.state)
+
+    def start(self, **more):
+        self.d = daemon.Daemon(state={"directory": self.state}, **more)
+        self.inference = self.d.stub(end_to_end.INFERENCE, "InferenceService")
+        self.sessions = self.d.stub(end_to_end.SESSION, "SessionService")
+
+    def restart(self, kill=False):
+        if kill:
+            self.d.process.send_signal(signal.SIGKILL)
+            self.d.process.wait()
+        self.d.stop()
+        self.start()
+
+    def files(self):
+        return sorted(p.name for p in (self.state / "sessions").iterdir())
+
+    def written(self, i, before=None, seconds=10):
+        """Waits until the file of the session is another one than before."""
+        path, end = self.state / "sessions" / f"{i}.session", time.monotonic() + seconds
+        while True:
+            now = path.read_bytes() if path.exists() else None
+            if now is not None and now != before:
+                return now
+            self.assertLess(time.monotonic(), end, "nothing was written")
+            time.sleep(0.005)
+
+    def turn(self, i, messages, **more):
+        return gather(self.inference.Chat(request(messages, session_id=i, **more)))
+
+    def conversation(self, after_turn):
+        """A tool call, its result, and two more turns; the words of all of them."""
+        said = []
+        i = self.sessions.CreateSession(s.CreateSessionRequest(
+            name="kept", tools=[t.Tool(openai_json=json.dumps(x)) for x in PROMPT["tools"]],
+            )).session.id
+        after_turn(i)
+        out = self.turn(i, [message(x["role"], x["content"]) for x in PROMPT["messages"][:2]])
+        said.append(out["calls"][0].arguments_json)
+        after_turn(i)
+        out = self.turn(i, [message("tool", PROMPT["messages"][3]["content"], out["calls"][0].id)])
+        said.append(out["text"])
+        after_turn(i)
+        for k in range(2):
+            out = self.turn(i, [message("user", "Thank you. And tomorrow?")], think=k == 1, max_tokens=60)
+            said.append((out["text"], out["reasoning"]))
+            after_turn(i)
+        return i, said
+
+    def test_a_restart_after_every_turn_changes_no_word(self):
+        self.start()
+        want = self.conversation(lambda i: None)[1]
+        for kill in (False, True):
+            last = {}
+
+            def after(i):
+                last[i] = self.written(i, last.get(i))
+                before = self.sessions.GetSession(s.GetSessionRequest(session_id=i, with_messages=True))
+                self.restart(kill)
+                now = self.sessions.GetSession(s.GetSessionRequest(session_id=i, with_messages=True))
+                self.assertEqual((now.session.name, now.session.generation, now.session.n_messages, list(now.messages),
+                                  list(now.tools)),
+                                 ("kept", before.session.generation, before.session.n_messages, list(before.messages),
+                                  list(before.tools)))
+            i, said = self.conversation(after)
+            self.assertEqual(said, want)
+            self.assertIn(i, [x.id for x in self.sessions.ListSessions(s.ListSessionsRequest()).sessions])
+            self.sessions.CloseSession(s.CloseSessionRequest(session_id=i))
+            self.assertNotIn(f"{i}.session", self.files())
+
+    def test_forks_and_rewound_sessions_are_kept(self):
+        self.start()
+        i = self.sessions.CreateSession(s.CreateSessionRequest(messages=[message("user", "Hello.")])).session.id
+        first = self.turn(i, [message("user", "How are you?")], max_tokens=20)["text"]
+        fork = self.sessions.ForkSession(s.ForkSessionRequest(session_id=i, name="other")).sessions[0].id
+        self.sessions.RewindSession(s.RewindSessionRequest(session_id=i, n_messages=1))
+        self.restart()  # a stop waits for what is being written
+        at = {x.id: x for x in self.sessions.ListSessions(s.ListSessionsRequest()).sessions}
+        self.assertEqual((at[i].n_messages, at[fork].n_messages, at[fork].name), (1, 3, "other"))
+        self.assertEqual(self.turn(i, [message("user", "How are you?")], max_tokens=20)["text"], first)
+
+    def test_what_cannot_be_read_stays_and_is_told(self):
+        self.start()
+        ids = [self.sessions.CreateSession(s.CreateSessionRequest(messages=[message("user", f"Hello {k}.")])).session.id
+               for k in range(4)]
+        self.d.stop()
+        folder = self.state / "sessions"
+        paths = [folder / f"{i}.session" for i in ids]
+        whole = [p.read_bytes() for p in paths]
+        paths[0].write_bytes(whole[0][:-5])
+        paths[1].write_bytes(whole[1][:-5] + b"xxxxx")
+        (folder / ("x" * 24 + ".session")).write_bytes(whole[2])
+        (folder / f"{ids[3]}.session.new").write_bytes(b"half")
+        self.start()
+        found = {x.id for x in self.sessions.ListSessions(s.ListSessionsRequest()).sessions}
+        self.assertEqual(found, set(ids[2:]))
+        self.assertEqual(self.d.log.count("a session is not taken up"), 3)
+        self.assertIn("not whole", self.d.log)
+        self.assertTrue(paths[0].exists() and paths[1].exists())
+
+    def test_a_full_disk_is_told_and_leaves_what_was_kept(self):
+        self.start(wrap=["prlimit", "--fsize=40000"])
+        i = self.sessions.CreateSession(s.CreateSessionRequest(messages=[message("user", "Hello.")])).session.id
+        before = self.written(i)
+        self.turn(i, [message("user", "word " * 12000)], max_tokens=3)
+        self.d.wait_until(lambda: "is not kept" in self.d.log)
+        self.assertIn("File too large", self.d.log)
+        self.assertEqual(self.written(i), before)
+        self.assertEqual(len(self.files()), 1)
+        self.assertTrue(self.turn(i, [message("user", "Still there?")], max_tokens=3)["finished"])
+        self.restart()
+        kept = self.sessions.GetSession(s.GetSessionRequest(session_id=i)).session
+        self.assertEqual(kept.n_messages, 1)
+
+    def test_closed_in_the_middle_of_writing_leaves_no_file(self):
+        self.start()
+        for k in range(30):
+            i = self.sessions.CreateSession(s.CreateSessionRequest(messages=[message("user", "Hi. " * 500)])).session.id
+            self.sessions.CloseSession(s.CloseSessionRequest(session_id=i))
+        self.d.stop()
+        self.assertEqual(self.files(), [])
+
+
+if __name__ == "__main__":
+    unittest.main()
