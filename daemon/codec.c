@@ -604,10 +604,10 @@ static int take_chat(dd_request *r, const pb_chat *c, dd_status *st)
     r->session_id = c->session_id;
     if (in_range(R_REQUEST_ID, (double)strlen(c->request_id), st) < 0)
         return -1;
-    if (c->idempotency_key[0])
-        return later(st, "idempotency_key");
-    if (c->detach)
-        return later(st, "detach");
+    r->idempotency_key = c->idempotency_key;
+    if (strlen(c->idempotency_key) >= DD_ID_BYTES)
+        return invalid(st, "idempotency_key", "longer than %d bytes", DD_ID_BYTES - 1);
+    r->detach = c->detach;
     r->one_call = c->parallel_tool_calls_opt_case && !c->parallel_tool_calls;
     if (c->expect_generation_opt_case) {
         if (!c->session_id[0])
@@ -715,6 +715,8 @@ static const ProtobufCMessageDescriptor *descriptor(enum dd_request_kind kind)
         return &deltad__v1__append_messages_request__descriptor;
     case DD_REQ_FORK:
         return &deltad__v1__fork_session_request__descriptor;
+    case DD_REQ_RESUME:
+        return &deltad__v1__resume_request__descriptor;
     case DD_REQ_REWIND:
         return &deltad__v1__rewind_session_request__descriptor;
     case DD_REQ_INFO:
@@ -793,6 +795,12 @@ static int take(enum dd_request_kind kind, dd_request *r, const ProtobufCMessage
             return invalid(st, "count", "%u is not in [0, %d]", r->count, DD_FORKS);
         return 0;
     }
+    case DD_REQ_RESUME: {
+        const Deltad__V1__ResumeRequest *q = (const void *)m;
+        r->request_id = q->request_id;
+        r->from_seq = q->from_seq;
+        return r->request_id[0] ? 0 : invalid(st, "request_id", "it is empty");
+    }
     case DD_REQ_REWIND: {
         const Deltad__V1__RewindSessionRequest *q = (const void *)m;
         r->session_id = q->session_id;
@@ -812,7 +820,7 @@ int dd_request_decode(enum dd_request_kind kind, const uint8_t *msg, size_t len,
                       dd_status *st)
 {
     memset(ret_r, 0, sizeof *ret_r);
-    ret_r->request_id = ret_r->session_id = ret_r->name = "";
+    ret_r->request_id = ret_r->session_id = ret_r->name = ret_r->idempotency_key = "";
     const ProtobufCMessage *m = dd_wire_unpack(descriptor(kind), &ret_r->arena, msg, len, st);
     return m ? take(kind, ret_r, m, st) : -1;
 }

@@ -29,7 +29,9 @@ enum dd_format {
 
 typedef struct dd_request {
     de_arena arena;
-    const char *request_id, *session_id, *name; /* "" if absent */
+    const char *request_id, *session_id, *name, *idempotency_key; /* "" if absent */
+    bool detach;
+    uint64_t from_seq; /* of Resume */
     bool has_expect;
     uint64_t expect_generation;
     delta_message *messages;
@@ -91,6 +93,7 @@ enum dd_request_kind {
     DD_REQ_CLOSE,
     DD_REQ_APPEND,
     DD_REQ_FORK,   /* session_id, count, keep_messages */
+    DD_REQ_RESUME, /* request_id, from_seq */
     DD_REQ_REWIND, /* session_id, keep_messages */
     DD_REQ_INFO,
     DD_REQ_STATS,

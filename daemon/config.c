@@ -130,6 +130,12 @@ static const struct key keys[] = {
       .default_ = "30s", .help = "A reader that takes nothing for so long is dropped." },
     { "limits", "drain_limit", DURATION, AT(limits.drain_limit_ns), SECOND_NS, 3600 * SECOND_NS,
       true, .default_ = "30s", .help = "Answers may run on for so long after SIGTERM." },
+    { "limits", "detach_limit", DURATION, AT(limits.detach_limit_ns), SECOND_NS, DAY_NS,
+      .default_ = "10min",
+      .help = "A detached answer, or one with an idempotency key, runs on without a reader for so "
+              "long." },
+    { "limits", "resume_limit", DURATION, AT(limits.resume_limit_ns), SECOND_NS, DAY_NS,
+      .default_ = "1min", .help = "And its events are kept for so long after its end." },
     { "limits", "session_idle", DURATION, AT(limits.session_idle_ns), SECOND_NS, 30 * DAY_NS, true,
       .default_ = "30min", .help = "A named session that rests for so long is closed; 0: never." },
     { "limits", "max_named_sessions", U32, AT(limits.max_named_sessions), 0, 65536,

@@ -53,6 +53,8 @@ typedef struct dd_config {
         uint32_t default_max_tokens;          /* where a request says nothing */
         uint64_t stall_limit_ns;  /* a reader that takes nothing for so long is dropped */
         uint64_t drain_limit_ns;  /* SIGTERM: streams may run on for so long */
+        uint64_t detach_limit_ns; /* an answer without a reader runs on for so long */
+        uint64_t resume_limit_ns; /* and is kept for so long after its end */
         uint64_t session_idle_ns; /* named sessions; 0: never */
         uint32_t max_named_sessions;
     } limits;

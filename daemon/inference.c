@@ -52,7 +52,9 @@ static void live_free(dd_live *l)
     if (l->next)
         l->next->prev = l->prev;
     s->n_live--;
+    s->n_resting -= l->kept_until_ns != 0;
     dd_ahead_begin(l);
+    dd_resume_done(l);
     dd_live_done(l);
     if (!l->session)
         dd_timeline_free(l->timeline);
@@ -89,7 +91,7 @@ void dd_live_fail(dd_live *l, const dd_status *st)
 void dd_live_end(dd_live *l, const dd_status *st)
 {
     const bool streams = l->method == DD_M_CHAT || l->method == DD_M_GENERATE;
-    if (!l->rpc || !streams || l->is_ending || !(l->is_running || l->is_ended)) {
+    if (!(l->rpc || l->is_kept) || !streams || l->is_ending || !(l->is_running || l->is_ended)) {
         dd_live_fail(l, st);
         return;
     }
@@ -110,32 +112,73 @@ static void no_memory(dd_live *l)
 
 /* ---- events to the reader */
 
+/* The first event of the queue as bytes, which is kept if the request's are; NULL: no memory. */
+static uint8_t *take_item(dd_live *l, size_t *ret_len)
+{
+    dd_item *i = l->first;
+    uint8_t *msg = i->encoded;
+    *ret_len = i->len;
+    if (!msg) {
+        const dd_event e = { .kind = i->kind,
+                             .index = i->index,
+                             .text = { i->text.p, i->text.len } };
+        msg = dd_event_encode(l->method == DD_M_CHAT, i->seq, &e, ret_len);
+    }
+    if (!msg || (l->is_kept && dd_resume_keep(l, i->seq, msg, *ret_len) < 0)) {
+        if (!i->encoded)
+            free(msg);
+        return NULL;
+    }
+    l->first = i->next;
+    if (!l->first)
+        l->last = NULL;
+    l->n_items--;
+    l->item_bytes -= i->encoded ? i->len : i->text.len;
+    de_text_done(&i->text);
+    free(i);
+    return msg;
+}
+
+/* It has ended, and nobody reads it: it goes, or stays a while for Resume. */
+static void rest(dd_live *l)
+{
+    dd_service *s = l->s;
+    if (!l->is_kept || s->phase == DD_DRAINING) {
+        live_free(l);
+        return;
+    }
+    dd_ahead_begin(l);
+    l->was_answered = false;
+    l->kept_until_ns = dd_after_ns(de_now_ns(), s->o.config->limits.resume_limit_ns);
+    dd_resume_make_room(s);
+}
+
 /* May free l. */
 static void pump(dd_live *l)
 {
-    if (!l->rpc || l->is_sending)
-        return;
-    dd_item *i = l->first;
-    if (i) {
-        uint8_t *msg = i->encoded;
-        size_t len = i->len;
-        if (!msg) {
-            const dd_event e = { .kind = i->kind,
-                                 .index = i->index,
-                                 .text = { i->text.p, i->text.len } };
-            msg = dd_event_encode(l->method == DD_M_CHAT, i->seq, &e, &len);
+    size_t len = 0;
+    uint8_t *msg = NULL;
+    if (!l->rpc && l->is_kept) {
+        while (l->first) {
+            msg = take_item(l, &len);
+            free(msg);
             if (!msg) {
                 no_memory(l);
                 return;
             }
         }
-        l->first = i->next;
-        if (!l->first)
-            l->last = NULL;
-        l->n_items--;
-        l->item_bytes -= i->encoded ? i->len : i->text.len;
-        de_text_done(&i->text);
-        free(i);
+        if (l->is_ended && !l->is_running && !l->kept_until_ns)
+            rest(l);
+        return;
+    }
+    if (!l->rpc || l->is_sending)
+        return;
+    if (l->replay || l->first) {
+        msg = l->replay ? dd_resume_next(l, &len) : take_item(l, &len);
+        if (!msg) {
+            no_memory(l);
+            return;
+        }
         l->is_sending = true;
         l->rpc->vt->send(l->rpc, msg, len);
         if (l->is_paused && l->is_running && l->n_items <= DD_EVENTS_HELD / 2 &&
@@ -144,11 +187,34 @@ static void pump(dd_live *l)
             dd_timeline_pause(l->timeline, false);
         }
     }
-    if (l->is_ended && !l->first) {
+    if (l->is_ended && !l->first && !l->replay) {
         finish(l, &l->outcome);
         if (!l->is_running)
-            live_free(l);
+            rest(l);
     }
+}
+
+/* Its reader goes, with *st, and it runs on. */
+static void detach(dd_live *l, const dd_status *st)
+{
+    finish(l, st);
+    l->is_sending = false;
+    l->replay = NULL;
+    l->detached_until_ns = dd_after_ns(de_now_ns(), l->s->o.config->limits.detach_limit_ns);
+    if (l->is_paused && l->is_running)
+        dd_timeline_pause(l->timeline, false);
+    l->is_paused = false;
+    pump(l);
+}
+
+void dd_live_attach(dd_live *l, dd_rpc *r)
+{
+    l->rpc = r;
+    r->handler = l;
+    l->is_sending = false;
+    l->detached_until_ns = l->kept_until_ns = 0;
+    dd_resume_make_room(l->s); /* counts */
+    pump(l);
 }
 
 /* 0, or -1 when memory ran out. */
@@ -156,7 +222,7 @@ static int push_event(dd_live *l, const dd_event *e)
 {
     bool is_text =
         e->kind == DD_EVENT_REASONING || e->kind == DD_EVENT_TEXT || e->kind == DD_EVENT_CALL_ARGS;
-    if (!l->rpc)
+    if (!l->rpc && !l->is_kept)
         return 0; /* nobody listens */
     if (is_text && l->last && !l->last->encoded && l->last->kind == e->kind &&
         l->last->index == e->index) {
@@ -205,14 +271,25 @@ static void flow(dd_live *l)
 
 void dd_live_sent(dd_live *l)
 {
+    dd_service *s = l->s;
+    const uint32_t resting = s->n_resting;
     l->is_sending = false;
     pump(l);
+    if (s->n_resting != resting)
+        dd_live_timer(s);
 }
 
 void dd_live_closed(dd_live *l)
 {
     dd_status st;
     dd_status_set(&st, DD_CANCELLED, "CANCELLED", "the call was closed");
+    if (l->is_kept && l->s->phase != DD_DRAINING &&
+        (l->is_running || l->is_preparing || l->is_ended)) {
+        dd_service *s = l->s;
+        detach(l, &st);
+        dd_live_timer(s);
+        return;
+    }
     l->s->stats.cancelled++;
     dd_live_fail(l, &st);
 }
@@ -247,7 +324,7 @@ static uint32_t count_requests(const dd_service *s, const dd_peer *p,
 {
     uint32_t n = dd_texts_of(s, p, is_same);
     for (const dd_live *l = s->live; l; l = l->next)
-        n += l->rpc && is_same(&l->peer, p);
+        n += (l->rpc || (l->is_kept && !l->is_ended)) && is_same(&l->peer, p);
     return n;
 }
 
@@ -276,7 +353,7 @@ static int admit(dd_service *s, const dd_rpc *r, dd_status *st)
     const dd_config *c = s->o.config;
     if (dd_user_limit(s, r, st) < 0)
         return -1;
-    if (s->n_live >= c->limits.max_queue + dd_engine_info(s->engine)->max_sessions ||
+    if (s->n_live - s->n_resting >= c->limits.max_queue + dd_engine_info(s->engine)->max_sessions ||
         (s->n_waiting && s->n_waiting >= c->limits.max_queue))
         dd_status_set(st, DD_RESOURCE_EXHAUSTED, "QUEUE_FULL", "%u requests are waiting",
                       s->n_waiting);
@@ -433,7 +510,7 @@ static void on_prepared(uv_work_t *w, int status)
     dd_service *s = l->s;
     (void)status; /* UV_ECANCELED: nobody waits for it */
     l->is_preparing = false;
-    if (l->rpc) {
+    if (l->rpc || l->is_kept) {
         proceed(l, l->prepare_result, &l->prepared);
         return;
     }
@@ -475,8 +552,18 @@ void dd_live_start(dd_service *s, dd_rpc *r, enum dd_method_id m, const uint8_t 
                                 : m == DD_M_GENERATE ? DD_REQ_GENERATE
                                 : m == DD_M_CREATE   ? DD_REQ_CREATE
                                                      : DD_REQ_APPEND;
-    if (dd_request_decode(kind, msg, len, &l->req, &st) < 0 ||
-        take_request_id(l, l->req.request_id, &st) < 0 || dd_prepare_begin(l, &st) < 0) {
+    const int decoded = dd_request_decode(kind, msg, len, &l->req, &st);
+    if (decoded == 0 && dd_resume_known(l, msg, len, &st)) {
+        l->is_kept = false;
+        if (st.code == DD_OK)
+            live_free(l);
+        else
+            dd_live_fail(l, &st);
+        dd_live_timer(s);
+        return;
+    }
+    if (decoded < 0 || take_request_id(l, l->req.request_id, &st) < 0 ||
+        dd_prepare_begin(l, &st) < 0) {
         proceed(l, -1, &st);
         return;
     }
@@ -791,7 +878,7 @@ static void on_finished(dd_live *l, const dd_note *n)
         remember(l, n);
     if (l->session)
         dd_session_end(l, n);
-    if (!l->rpc) {
+    if (!l->rpc && !l->is_kept) {
         live_free(l);
         return;
     }
@@ -910,12 +997,24 @@ void dd_live_timer(dd_service *s)
     for (dd_live *l = s->live, *after; l; l = after) {
         dd_status st;
         after = l->next;
-        if (l->rpc && l->rpc->deadline_ns && now >= l->rpc->deadline_ns) {
-            dd_status_set(&st, DD_DEADLINE_EXCEEDED, "DEADLINE", "the call's deadline has passed");
-            dd_live_fail(l, &st);
+        if (l->kept_until_ns && now >= l->kept_until_ns) {
+            live_free(l);
             continue;
         }
-        if (l->rpc && l->queue_until_ns && !l->is_started && now >= l->queue_until_ns) {
+        if (l->rpc && l->rpc->deadline_ns && now >= l->rpc->deadline_ns) {
+            dd_status_set(&st, DD_DEADLINE_EXCEEDED, "DEADLINE", "the call's deadline has passed");
+            if (l->is_kept && (l->is_running || l->is_preparing || l->is_ended))
+                detach(l, &st);
+            else
+                dd_live_fail(l, &st);
+            continue;
+        }
+        if (l->is_kept && !l->rpc && !l->is_ended && now >= l->detached_until_ns) {
+            l->detached_until_ns = UINT64_MAX;
+            dd_live_cancel(l, DD_END_CANCEL);
+        }
+        if ((l->rpc || l->is_kept) && l->queue_until_ns && !l->is_started &&
+            now >= l->queue_until_ns) {
             dd_status_set(&st, DD_RESOURCE_EXHAUSTED, "QUEUE_TIME",
                           "the request was not started within max_queue_ns");
             st.retry_ms = DD_RETRY_MS;
@@ -929,6 +1028,8 @@ void dd_live_timer(dd_service *s)
         if (l->rpc) {
             earliest(&next, l->rpc->deadline_ns);
             earliest(&next, l->is_started ? 0 : l->queue_until_ns);
+        } else if (l->is_kept) {
+            earliest(&next, l->kept_until_ns ? l->kept_until_ns : l->detached_until_ns);
         }
         earliest(&next, l->wall_until_ns);
     }
@@ -955,7 +1056,8 @@ void dd_live_cancel_call(dd_service *s, dd_rpc *r, const uint8_t *msg, size_t le
     dd_live *l = NULL;
     if (dd_request_decode(DD_REQ_CANCEL, msg, len, &q, &st) == 0) {
         for (l = s->live; l; l = l->next)
-            if (l->rpc && may_cancel(&r->peer, l) && strcmp(l->request_id, q.request_id) == 0)
+            if ((l->rpc || (l->is_kept && !l->is_ended)) && may_cancel(&r->peer, l) &&
+                strcmp(l->request_id, q.request_id) == 0)
                 break;
         if (!l) {
             dd_status_set(&st, DD_NOT_FOUND, "REQUEST_UNKNOWN", "no request of this id is running");

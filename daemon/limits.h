@@ -22,6 +22,8 @@ enum {
     DD_FORKS = 64,                  /* sessions of one ForkSession */
     DD_SESSION_MESSAGES = 1 << 16,  /* of one named session */
     DD_SESSION_BYTES = 64 << 20,    /* its transcript and tools */
+    DD_RESUME_BYTES = 4 << 20,      /* events kept of one request */
+    DD_RESUME_RESTING = 64,         /* requests whose events are kept after their end */
     DD_AHEAD = 8,                   /* prompts that are computed before they are asked */
     DD_MARKS = 16,                  /* places in a prompt where states are asked for */
     DD_CHECKPOINT_MESSAGES = 8,     /* of them, of the client's own choice */

@@ -23,6 +23,7 @@ enum dd_method_id {
     DD_M_CHAT,
     DD_M_GENERATE,
     DD_M_CANCEL,
+    DD_M_RESUME,
     DD_M_RENDER,
     DD_M_PARSE,
     DD_M_TOKENIZE,
@@ -46,6 +47,7 @@ typedef struct dd_session dd_session;
 typedef struct dd_watcher dd_watcher;
 typedef struct dd_job dd_job;
 typedef struct dd_ahead dd_ahead;
+typedef struct dd_kept dd_kept;
 
 struct dd_service {
     dd_service_options o;
@@ -63,6 +65,7 @@ struct dd_service {
     uint32_t n_jobs;
     dd_ahead *ahead; /* of ahead.c */
     uint32_t n_ahead;
+    uint32_t n_resting; /* live requests that have ended, kept for Resume */
     uint32_t n_keeping; /* files that keep.c writes */
     uint64_t next_run;
     dd_session *sessions;
@@ -177,6 +180,13 @@ struct dd_live {
     uint32_t n_items;
     size_t item_bytes;
     uint64_t seq;
+    /* of resume.c */
+    bool is_kept; /* its events are, and its reader may go */
+    char key[DD_ID_BYTES], sha[65];
+    dd_kept *kept_first, *kept_last, *replay; /* replay: what the reader gets first, then first */
+    size_t kept_bytes;
+    uint64_t detached_until_ns; /* without a reader */
+    uint64_t kept_until_ns;     /* after its end, without a reader */
     uint64_t arrived_ns, started_ns, first_token_ns, queue_until_ns, wall_until_ns;
     dd_usage usage;
 };
@@ -237,6 +247,18 @@ uint64_t dd_reuse_owner(const dd_live *l); /* whose prefixes its prompt may find
 void dd_reuse_marks(dd_live *l);           /* l->marks, of l->ids; any thread */
 /* Why not more was found; "" if all was that can be. */
 void dd_reuse_note(const dd_live *l, uint32_t cached, uint32_t shared, char *to, size_t size);
+
+/* resume.c */
+/* Whether l, which begins, is a request that is known by its key: r was given to that or, with
+ * st->code set, is to be refused. Says whether l's events are to be kept. */
+bool dd_resume_known(dd_live *l, const uint8_t *msg, size_t len, dd_status *st);
+int dd_resume_keep(dd_live *l, uint64_t seq, const uint8_t *msg, size_t len); /* 0, -1: no memory */
+uint8_t *dd_resume_next(dd_live *l, size_t *ret_len); /* of l->replay; NULL: no memory */
+void dd_resume_done(dd_live *l);
+void dd_resume_call(dd_service *s, dd_rpc *r, const uint8_t *msg, size_t len); /* Resume */
+void dd_resume_make_room(dd_service *s);
+void dd_resume_drain(dd_service *s);
+void dd_live_attach(dd_live *l, dd_rpc *r); /* in inference.c: r reads from l->replay on */
 
 /* ahead.c */
 /* l was answered and goes: takes its request, if the next prompt can be told from it. */

@@ -25,6 +25,7 @@ struct dd_watcher {
 static const dd_method methods[] = {
     { INFERENCE "Chat", DD_SERVER_STREAM, DD_M_CHAT },
     { INFERENCE "Generate", DD_SERVER_STREAM, DD_M_GENERATE },
+    { INFERENCE "Resume", DD_SERVER_STREAM, DD_M_RESUME },
     { INFERENCE "Cancel", DD_UNARY, DD_M_CANCEL },
     { INFERENCE "RenderPrompt", DD_UNARY, DD_M_RENDER },
     { INFERENCE "ParseOutput", DD_UNARY, DD_M_PARSE },
@@ -196,7 +197,9 @@ static void on_stats(dd_service *s, dd_rpc *r)
     size_t len = 0;
     x.uptime_ns = de_now_ns() - s->started_ns;
     for (const dd_live *l = s->live; l; l = l->next)
-        if (l->is_started)
+        if (l->kept_until_ns)
+            continue; /* ended, and kept for Resume */
+        else if (l->is_started)
             x.running++;
         else
             x.queued++;
@@ -250,6 +253,9 @@ void dd_service_message(dd_service *s, dd_rpc *r, const uint8_t *msg, size_t len
     case DD_M_CREATE:
     case DD_M_APPEND:
         dd_live_start(s, r, m, msg, len);
+        return;
+    case DD_M_RESUME:
+        dd_resume_call(s, r, msg, len);
         return;
     case DD_M_CANCEL:
         dd_live_cancel_call(s, r, msg, len);
@@ -349,7 +355,6 @@ static void on_note(void *arg, const dd_note *n)
         s->is_faulty = true;
         s->is_ready = false;
         set_phase(s, DD_DRAINING);
-        dd_ahead_cancel(s);
         s->o.on_fatal(s->o.arg, n->text);
         return;
     case DD_NOTE_QUEUED:
@@ -414,6 +419,8 @@ void dd_service_drain(dd_service *s, void (*on_drained)(void *arg), void *arg)
     s->on_drained = on_drained;
     s->drained_arg = arg;
     set_phase(s, DD_DRAINING);
+    dd_ahead_cancel(s);
+    dd_resume_drain(s);
     (void)uv_timer_start(&s->drain_timer, on_drain_timer, 0, 20);
 }
 

@@ -41,6 +41,7 @@ typedef struct dc_call dc_call;
 /* Methods, as "service/method". */
 #define DC_CHAT "deltad.v1.InferenceService/Chat"
 #define DC_GENERATE "deltad.v1.InferenceService/Generate"
+#define DC_RESUME "deltad.v1.InferenceService/Resume"
 #define DC_CANCEL "deltad.v1.InferenceService/Cancel"
 #define DC_RENDER_PROMPT "deltad.v1.InferenceService/RenderPrompt"
 #define DC_PARSE_OUTPUT "deltad.v1.InferenceService/ParseOutput"

@@ -177,6 +177,29 @@ class PythonClient(unittest.TestCase):
             self.assertGreater(reply.finished.cached_tokens, 0)
         self.assertNotIn(s.id, [x.id for x in self.c.sessions()])
 
+    def test_branches_and_the_way_back(self):
+        with self.c.session(messages=[{"role": "user", "content": "hello " * 100}]) as s:
+            first = s.ask("how are you?", max_tokens=8, thinking=False, temperature=0).text
+            a, b = s.fork(count=2, name="branch")
+            self.assertEqual(a.ask("and now?", max_tokens=8, thinking=False, temperature=0).text, b.ask("and now?", max_tokens=8, thinking=False, temperature=0).text)
+            self.assertEqual(s.rewind(1).n_messages, 1)
+            again = s.ask("how are you?", max_tokens=8, thinking=False, temperature=0)
+            self.assertEqual(again.text, first)
+            self.assertGreater(again.finished.cached_tokens, 0)
+            a.close(), b.close()
+        self.assertEqual(self.c.ask("hello", max_tokens=4, cache_bypass=True).finished.cached_tokens, 0)
+
+    def test_an_answer_outlives_its_call(self):
+        events = self.c.chat("tell me a story", detach=True, max_tokens=40)
+        i = next(events).request_id
+        events.close()
+        reply = deltad.Reply()
+        for e in self.c.resume(i):
+            reply.add(e)
+        self.assertEqual(reply.finished.completion_tokens, 40)
+        one, two = (self.c.ask("hello", idempotency_key="k", max_tokens=5, temperature=1.0) for _ in range(2))
+        self.assertEqual(one.finished, two.finished)
+
     def test_cancel_from_another_thread(self):
         events = self.c.chat("tell me a story", request_id="story", max_tokens=30000, ignore_eos=True)
         next(events)

@@ -128,13 +128,19 @@ def _generation(q, o):
         seconds = o.pop(name, None)
         if seconds is not None:
             setattr(q.scheduling, field, int(seconds * 1e9))
+    for name in ("salt", "bypass"):
+        value = o.pop("cache_" + name, None)
+        if value is not None:
+            setattr(q.cache, name, value)
+    q.cache.checkpoint_messages.extend(o.pop("checkpoint_messages", ()))
     if o:
         raise TypeError(f"unknown option {next(iter(o))}")
 
 
 def chat(messages, tools=None, thinking=True, session_id="", request_id="", budget_tokens=None, preserve_thinking=None,
-         expect_generation=None, tool_choice=None, parallel_tool_calls=None, **options):
-    q = message("deltad.v1.ChatRequest")(session_id=session_id, request_id=request_id)
+         expect_generation=None, tool_choice=None, parallel_tool_calls=None, detach=False, idempotency_key="", **options):
+    q = message("deltad.v1.ChatRequest")(session_id=session_id, request_id=request_id, detach=detach,
+                                         idempotency_key=idempotency_key)
     add_messages(q, messages)
     add_tools(q, tools)
     q.reasoning.mode = 1 if thinking else 2

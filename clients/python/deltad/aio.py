@@ -26,11 +26,11 @@ class AsyncClient:
     async def __aexit__(self, *_):
         await self.close()
 
-    async def _stream(self, method, request, answer, timeout):
+    async def _stream(self, method, request, answer, timeout, logprobs=False):
         call = stub(self._channel, "unary_stream", method, answer)(request, timeout=timeout)
         try:
             async for e in call:
-                for event in events_of(e, request.logprobs.enabled):
+                for event in events_of(e, logprobs):
                     yield event
         except grpc.RpcError as e:
             raise from_rpc(e) from None
@@ -39,10 +39,16 @@ class AsyncClient:
 
     def chat(self, messages, timeout=None, **options):
         """As Client.chat(), for `async for`. Cancelling the task cancels the request."""
-        return self._stream("InferenceService/Chat", requests.chat(messages, **options), "ChatEvent", timeout)
+        q = requests.chat(messages, **options)
+        return self._stream("InferenceService/Chat", q, "ChatEvent", timeout, q.logprobs.enabled)
+
+    def resume(self, request_id, from_seq=0, logprobs=False, timeout=None):
+        q = message("deltad.v1.ResumeRequest")(request_id=request_id, from_seq=from_seq)
+        return self._stream("InferenceService/Resume", q, "ChatEvent", timeout, logprobs)
 
     def generate(self, prompt, timeout=None, **options):
-        return self._stream("InferenceService/Generate", requests.generate(prompt, **options), "GenerateEvent", timeout)
+        q = requests.generate(prompt, **options)
+        return self._stream("InferenceService/Generate", q, "GenerateEvent", timeout, q.logprobs.enabled)
 
     async def ask(self, messages, **options) -> Reply:
         reply = Reply()

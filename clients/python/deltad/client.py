@@ -45,11 +45,11 @@ class Client:
         except grpc.RpcError as e:
             raise from_rpc(e) from None
 
-    def _stream(self, method, request, answer, timeout):
+    def _stream(self, method, request, answer, timeout, logprobs=False):
         call = stub(self._channel, "unary_stream", method, answer)(request, timeout=timeout)
         try:
             for e in call:
-                yield from events_of(e, request.logprobs.enabled)
+                yield from events_of(e, logprobs)
         except grpc.RpcError as e:
             raise from_rpc(e) from None
         finally:
@@ -64,8 +64,10 @@ class Client:
         response_format (all in OpenAI's form), thinking, budget_tokens, preserve_thinking; temperature, top_p, top_k, min_p,
         presence_penalty, frequency_penalty, repetition_penalty, seed, logit_bias; max_tokens, min_tokens, stop,
         stop_token_ids, ignore_eos; logprobs, top_logprobs, include_tokens, include_prefill, include_queued; priority,
-        max_queue and max_wall_time in seconds; request_id."""
-        return self._stream("InferenceService/Chat", requests.chat(messages, **options), "ChatEvent", timeout)
+        max_queue and max_wall_time in seconds; request_id; cache_salt, cache_bypass, checkpoint_messages; detach and
+        idempotency_key: the answer outlives the call, see resume()."""
+        q = requests.chat(messages, **options)
+        return self._stream("InferenceService/Chat", q, "ChatEvent", timeout, q.logprobs.enabled)
 
     def ask(self, messages, **options) -> Reply:
         """The whole answer; options as chat()."""
@@ -77,7 +79,13 @@ class Client:
     def generate(self, prompt, timeout=None, **options) -> Iterator:
         """Events of a continuation, without template or parser. prompt: a text, or a list of token ids. options as
         chat()'s that are not about conversations, and plain_text: "<|im_end|>" and the like are ordinary text."""
-        return self._stream("InferenceService/Generate", requests.generate(prompt, **options), "GenerateEvent", timeout)
+        q = requests.generate(prompt, **options)
+        return self._stream("InferenceService/Generate", q, "GenerateEvent", timeout, q.logprobs.enabled)
+
+    def resume(self, request_id, from_seq=0, logprobs=False, timeout=None) -> Iterator:
+        """Events of a chat with detach or an idempotency_key, from number from_seq on. logprobs: it asked for them."""
+        q = message("deltad.v1.ResumeRequest")(request_id=request_id, from_seq=from_seq)
+        return self._stream("InferenceService/Resume", q, "ChatEvent", timeout, logprobs)
 
     def cancel(self, request_id):
         self._unary("InferenceService/Cancel", message("deltad.v1.CancelRequest")(request_id=request_id))
