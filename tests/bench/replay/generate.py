@@ -26,6 +26,8 @@ TOOLS = ["read_file", "edit_file", "run_shell", "search_text", "list_folder", "w
          "take_note", "read_note", "format_code", "find_symbol", "rename_symbol", "list_processes"]
 EXTENSIONS = ["c", "h", "py", "md", "txt", "json"]
 TEMPLATE_TOKENS = 250  # what the chat template itself says about tools
+# bytes of a token, as parts of prose's; measured with the vocabulary of Qwen3.6, where numbers are a token a digit
+LISTING, SCHEMA = 0.6, 0.7
 
 
 @dataclass
@@ -43,7 +45,7 @@ class Options:
     answers: str = "recorded"
     thinking: str = "on"         # on, off, mixed
     own_system: bool = False     # a system text of its own for each conversation
-    bytes_per_token: float = 4.0
+    bytes_per_token: float = 5.2  # of prose: 5.2 with the vocabulary of Qwen3.6
 
 
 class Text:
@@ -70,7 +72,7 @@ class Text:
 
     def listing(self, tokens):
         """As a search or a file comes from a tool."""
-        path, out, size, limit, n = self.path(), [], 0, max(int(tokens * self.ratio), 1), 1
+        path, out, size, limit, n = self.path(), [], 0, max(int(tokens * self.ratio * LISTING), 1), 1
         while size < limit:
             n += 1 + int(self.rng.random() * 9)
             out.append(f"{path}:{n}: " + " ".join(self.words(3 + int(self.rng.random() * 9))))
@@ -85,9 +87,14 @@ def make_tools(text, count, tokens):
         properties = {"path": {"type": "string", "description": text.prose(6)}, "text": {"type": "string", "description": text.prose(6)}}
         tool = {"type": "function", "function": {"name": name, "description": "", "parameters": {
             "type": "object", "properties": properties, "required": ["path"]}}}
-        tool["function"]["description"] = text.prose(max(tokens // count - len(line(tool)) / text.ratio, 8))
+        tool["function"]["description"] = text.prose(max(tokens // count - tool_tokens(tool, text.ratio), 8))
         out.append(tool)
     return out
+
+
+def tool_tokens(tool, bytes_per_token):
+    prose = len(tool["function"]["description"])
+    return (prose + (len(line(tool)) - prose) / SCHEMA) / bytes_per_token
 
 
 def draw_median(rng, o, system):
@@ -117,7 +124,7 @@ def conversation(o: Options, number: int):
     system = max(int(o.system_tokens * o.scale), 64)
     room = max(system - TEMPLATE_TOKENS, 40)
     tools = make_tools(shared, o.tools, room * 2 // 5)
-    used = sum(len(line(t)) for t in tools) / o.bytes_per_token
+    used = sum(tool_tokens(t, o.bytes_per_token) for t in tools)
     head = shared.prose(max(room - used, 20))
     system = int(TEMPLATE_TOKENS + used + max(room - used, 20))
     yield {"conversation": f"c{number}", "system": f"{head}\nThe working folder is project_{number}.", "tools": tools,

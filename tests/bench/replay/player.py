@@ -29,7 +29,7 @@ def play(target, c, o, began, keep):
                 if o["mode"] == "session" and session is None:
                     session = target.create_session([], c.tools, turn.thinking)
                 ignore_eos = (not live) if o["ignore_eos"] is None else o["ignore_eos"]
-                max_tokens = min(turn.max_tokens, o["max_tokens"] or turn.max_tokens)
+                max_tokens = o["max_tokens"] or turn.max_tokens
                 a = target.ask(unsent if session else history, c.tools, turn.thinking, max_tokens, session.id if session else "",
                                o["preserve"], ignore_eos, o["options"])
                 s.prompt, s.cached, s.completion, s.reasoning = a.prompt, a.cached, a.completion, a.reasoning

@@ -190,7 +190,7 @@ class OpenAI:
         if ignore_eos:
             body["ignore_eos"] = True
         payload = json.dumps(body, ensure_ascii=False).encode()
-        a, text, reasoning, calls, usage = Answer(), [], [], {}, {}
+        a, text, reasoning, calls, usage, found = Answer(), [], [], {}, {}, None
         begin = time.perf_counter()
         r = self._send("POST", "/chat/completions", payload)
         if r.status != 200:
@@ -212,6 +212,7 @@ class OpenAI:
                 if "error" in chunk:
                     raise Failed(f"the server says in the stream: {chunk['error']}")
                 usage = chunk.get("usage") or usage
+                found = (chunk.get("timings") or {}).get("cache_n", found)  # of llama.cpp
                 carried = False
                 for choice in chunk.get("choices", []):
                     d = choice.get("delta") or {}
@@ -242,7 +243,11 @@ class OpenAI:
             self.close()
         a.total_s = time.perf_counter() - begin
         a.prompt, a.completion = usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0)
-        a.cached = min((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0, a.prompt)
+        told = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
+        found = found if told is None else told
+        a.cached = min(found or 0, a.prompt)
+        if found is None:
+            a.note = "the server does not tell cached tokens (vLLM: --enable-prompt-tokens-details, SGLang: --enable-cache-report)"
         a.reasoning = (usage.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0
         a.message = {"role": "assistant", "content": "".join(text)}
         if any(reasoning):
