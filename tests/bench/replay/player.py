@@ -37,9 +37,9 @@ def play(target, c, o, began, keep):
                 s.first_s = a.arrivals_s[0] if a.arrivals_s else None
                 s.server_first_s, s.reason, s.note = a.server_first_s, a.reason, a.note
                 account.count(s, before)
-                if s.reprocessed and before:
+                if s.reprocessed and before and (before.answer_stays or any(m["role"] == "user" for m in new)):
                     # the prompt may have lost tokens (reasoning that the template left out): count what is new alone
-                    s.counted = target.count(unsent if session or not before.answer_stays else new, o["preserve"])
+                    s.counted = target.count(new if before.answer_stays else [c.turns[i - 1].answer, *new], o["preserve"])
                     account.count(s, before)
                 in_session += len(unsent)
                 if session and not live:

@@ -101,13 +101,17 @@ class Grpc:
         return a
 
     def count(self, messages, preserve):
-        """Tokens that these messages add to a conversation, with the beginning of the answer. The last is of user or tool."""
+        """Tokens that these messages add to a conversation, with the beginning of the next answer. The last is of user or tool;
+        the first may be an answer, whose head was in the prompt that asked for it."""
         q = self.deltad.message("deltad.v1.RenderPromptRequest")(omit_ids=True)
         before = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}]
         q.chat.CopyFrom(self.requests.chat(before + messages, preserve_thinking=preserve))
         try:
             r = self.client._unary("InferenceService/RenderPrompt", q)
-            return len(self.client.tokenize(r.text.encode()[r.spans[2].begin:].decode()))
+            text = r.text.encode()[r.spans[2].begin:].decode()
+            if messages[0]["role"] == "assistant":
+                text = text.removeprefix("<|im_start|>assistant\n")
+            return len(self.client.tokenize(text))
         except self.deltad.DeltadError as e:
             raise Failed(str(e)) from None
 
