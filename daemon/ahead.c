@@ -3,9 +3,10 @@
  * While an answer is written its prompt ends in an open think block, and in a tool loop the reasoning
  * of all answers stays. When the next real user message arrives the template leaves all of that out:
  * the prompt parts from what was computed behind the last user message. What it will be up to the new
- * message is known as soon as the answer is there. So that is rendered then and computed in the
- * background (delta_session_set_background()), for the cache alone: rows that nobody else wants, on
- * a place that anybody who waits gets.
+ * message is known as soon as the answer is there; and in a tool loop, while the tools run, what it
+ * will be up to where the loop is. So that is rendered then and computed in the background
+ * (delta_session_set_background()), for the cache alone: on rows that nobody else wants, on a place
+ * that anybody who waits gets.
  *
  *   live_free() -> begin (loop) -> render (worker) -> run -> FINISHED
  *
@@ -83,16 +84,20 @@ void dd_ahead_begin(dd_live *l)
 {
     dd_service *s = l->s;
     dd_request *q = &l->req;
-    if (!l->was_answered || l->session || q->preserve || q->bypass_cache || l->is_long ||
-        !s->o.config->cache.ahead || !dd_engine_info(s->engine)->checkpoints ||
-        s->phase == DD_DRAINING || s->n_ahead >= DD_AHEAD || !s->is_ready || s->is_faulty)
+    const bool closes = l->sampled.p && memmem(l->sampled.p, l->sampled.len, "</think>", 8);
+    if (!l->was_answered || (l->n_calls && q->thinking && !closes) || l->session || q->preserve ||
+        q->bypass_cache || l->is_long || !s->o.config->cache.ahead ||
+        !dd_engine_info(s->engine)->checkpoints || s->phase == DD_DRAINING ||
+        s->n_ahead >= DD_AHEAD || !s->is_ready || s->is_faulty)
         return;
     const size_t n = q->n_messages + 2;
     dd_ahead *a = calloc(1, sizeof *a);
     q->arena.limit += n * (sizeof *q->messages + sizeof *q->sampled) + 128;
     delta_message *messages = de_arena_array(&q->arena, n, sizeof *messages);
     dd_sampled *sampled = de_arena_array(&q->arena, n, sizeof *sampled);
-    char *content = strndup(l->content.p ? l->content.p : "", l->content.len);
+    /* With calls, what was sampled: the client will name it by their ids. */
+    const de_text *answer = l->n_calls ? &l->sampled : &l->content;
+    char *content = strndup(answer->p ? answer->p : "", answer->len);
     if (!a || !messages || !sampled || !content) {
         free(a);
         free(content);
@@ -110,6 +115,10 @@ void dd_ahead_begin(dd_live *l)
         memcpy(sampled, q->sampled, q->n_messages * sizeof *sampled);
     messages[n - 2] =
         (delta_message){ .role = DELTA_ROLE_ASSISTANT, .parts = &a->parts[0], .n_parts = 1 };
+    if (l->n_calls) {
+        messages[n - 2].sampled = a->parts[0].text;
+        messages[n - 2].sampled_thought = q->thinking;
+    }
     messages[n - 1] =
         (delta_message){ .role = DELTA_ROLE_USER, .parts = &a->parts[1], .n_parts = 1 };
     q->messages = messages;

@@ -872,8 +872,7 @@ static void on_finished(dd_live *l, const dd_note *n)
         l->outcome = (dd_status){ .code = DD_OK }; /* it was complete before it could be ended */
     if (generates)
         r = push_finished(l, n);
-    l->was_answered =
-        l->method == DD_M_CHAT && n->finish == DELTA_FINISH_STOP_ID && l->n_calls == 0;
+    l->was_answered = l->method == DD_M_CHAT && n->finish == DELTA_FINISH_STOP_ID;
     if (!failed && l->method == DD_M_CHAT)
         remember(l, n);
     if (l->session)

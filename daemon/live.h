@@ -173,7 +173,7 @@ struct dd_live {
     bool is_preparing, is_running, is_started, is_waiting, is_paused, is_sending;
     bool is_ending;    /* by dd_live_end() */
     bool is_ended;     /* the last event is in the queue */
-    bool was_answered; /* a chat whose answer ended by itself, without calls */
+    bool was_answered; /* a chat whose answer ended by itself */
     enum dd_end end;
     dd_status outcome; /* what follows the last event */
     dd_item *first, *last;

@@ -3,6 +3,7 @@ sessions that had to make room; and the answers are those of a daemon that remem
 import pathlib
 import sys
 import threading
+import time
 import unittest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "support"))
@@ -125,6 +126,30 @@ class Stateless(Cached):
             warm = self.chat(history, think=think, max_tokens=40)
             cold = self.cold(history, think=think, max_tokens=40)
             self.assertEqual((warm["text"], warm["reasoning"]), (cold["text"], cold["reasoning"]))
+
+    def test_while_tools_run_too(self):
+        """What a loop will be without its reasoning is computed as it goes, so that its end leaves little to do."""
+        for think in (True, False):
+            history = [message("system", f"Be brief. {think} "), message("user", "What is the weather in Oslo?")]
+            for turn in range(5):
+                out = self.chat(history, PROMPT["tools"], think=think, max_tokens=200, tool_choice=t.ToolChoice(mode=3))
+                self.assertEqual(out["finished"].reason, 2)
+                self.wait_idle()
+                call = out["calls"][0]
+                history += [t.Message(role=3, tool_calls=[t.ToolCall(id=call.id, name=call.name, arguments_json=call.arguments_json)]),
+                            message("tool", f"{text(40, turn)}", call.id)]
+            history.append(message("user", "Stop. Thank you."))  # at once
+            usage = self.chat(history, PROMPT["tools"], think=think, max_tokens=20)["finished"].usage
+            last = 40 * 2 + 60  # the last result, the message, markers
+            self.assertLess(usage.prompt_tokens - usage.cached_tokens, last, (think, usage))
+
+    def wait_idle(self):
+        def is_idle():
+            stats = self.stats()
+            return stats.slots_used == 0 and stats.requests_running == 0
+        for _ in range(3):
+            self.d.wait_until(is_idle)
+            time.sleep(0.03)
 
     def test_a_salt_is_a_cache_of_its_own(self):
         messages = [message("user", text(200, 91))]
