@@ -69,6 +69,11 @@ static const struct key keys[] = {
       .help = "Longest sequence in tokens; 0: the checkpoint's." },
     { "model", "step_tokens", U32, AT(model.step_tokens), 64, 16384, true, .default_ = "0",
       .help = "Most tokens of one step of the engine; 0: the backend's own choice." },
+    { "model", "max_gap", DURATION, AT(model.max_gap_ns), 1000000, SECOND_NS, true,
+      .default_ = "50ms",
+      .help =
+          "While answers are written, a step reads about as much of new prompts as fits in that "
+          "time; 0: as much as step_tokens allow." },
 
     { "cache", "enabled", BOOL, AT(cache.enabled), .default_ = "yes",
       .help = "Keep what was computed of a prompt for prompts that begin alike." },

@@ -565,6 +565,7 @@ int dd_engine_new(uv_loop_t *loop, const dd_config *c, void (*on_note)(void *arg
         .kv_tokens = c->model.kv_tokens,
         .ctx_max = c->model.ctx_max,
         .step_tokens = c->model.step_tokens,
+        .gap_ns = c->model.max_gap_ns,
         .checkpoints = c->cache.checkpoints,
         .cache_host_bytes = c->cache.host_bytes,
         .no_cache = !c->cache.enabled,

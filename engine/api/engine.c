@@ -225,6 +225,7 @@ static int make_plan(delta_engine *e, const delta_engine_options *o, de_model_op
         return delta_fail(err, DELTA_EINVALID, "ctx_max %u is above the model's %u", info->ctx_max,
                           e->shape.ctx_max);
     e->step_tokens = o->step_tokens ? o->step_tokens : STEP_TOKENS_DEFAULT;
+    e->pace.gap_ns = o->gap_ns;
     e->max_seqs = info->max_sessions < e->step_tokens ? info->max_sessions : e->step_tokens;
     de_model_options mo = { .backend = e->backend,
                             .threads = o->threads,

@@ -162,7 +162,7 @@ static bool wants_rows(const delta_session *s)
 
 static uint32_t plan(delta_engine *e)
 {
-    uint32_t n = 0;
+    uint32_t n = 0, n_decode = 0;
     bool is_idle = true; /* but for the background */
     for (uint32_t i = 0; i < e->info.max_sessions; i++)
         is_idle &= !wants_rows(e->by_seat[i]) || e->by_seat[i]->is_background;
@@ -170,13 +170,15 @@ static uint32_t plan(delta_engine *e)
         delta_session *s = e->by_seat[i];
         if (!wants_rows(s) || (s->is_background && !is_idle))
             continue;
+        n_decode += s->generating && s->n_generated > 0;
         e->of_item[n] = s;
         e->items[n++] = (de_plan_item){ .start = s->computed,
                                         .segment = segment(s),
                                         .remaining = s->n - s->computed,
                                         .waited = s->waited };
     }
-    const uint32_t chosen = de_plan(e->items, n, e->step_tokens, DE_CHUNK, e->order);
+    const uint32_t rows = de_pace_budget(&e->pace, n_decode, e->step_tokens, DE_CHUNK);
+    const uint32_t chosen = de_plan(e->items, n, rows, DE_CHUNK, e->order);
     for (uint32_t i = 0; i < n; i++)
         e->of_item[i]->waited = e->items[i].ret_rows ? 0 : e->of_item[i]->waited + 1;
     return chosen;
@@ -418,6 +420,10 @@ int delta_step(delta_engine *e, const delta_event **ret_events, size_t *ret_n, d
             return delta_fail(err, r, "%s", e->fault.text);
         }
         const uint64_t now = de_now_ns();
+        uint32_t prefill = 0;
+        for (uint32_t i = 0; i < n_seqs; i++)
+            prefill += e->seqs[i].decode ? 0 : e->seqs[i].n_rows;
+        de_pace_note(&e->pace, prefill, now - start);
         for (uint32_t i = 0; i < n_seqs; i++)
             advance(e->of_item[e->order[i]], &e->seqs[i],
                     e->logits + (size_t)e->seqs[i].first_out * e->info.n_vocab, now);

@@ -63,3 +63,23 @@ uint32_t de_plan(de_plan_item *items, uint32_t n, uint32_t budget, uint32_t cut,
     }
     return kept;
 }
+
+void de_pace_note(de_pace *p, uint32_t rows, uint64_t ns)
+{
+    if (rows < 2)
+        return;
+    const double now = (double)ns / rows;
+    p->row_ns = p->row_ns > 0 ? p->row_ns + (now - p->row_ns) / 2 : now;
+}
+
+uint32_t de_pace_budget(const de_pace *p, uint32_t n_decode, uint32_t step_tokens, uint32_t cut)
+{
+    if (n_decode == 0 || p->gap_ns == 0)
+        return step_tokens;
+    /* Before anything was measured: what costs little more than the decode alone. */
+    const double rows = p->row_ns > 0 ? (double)p->gap_ns / p->row_ns : 4.0 * cut;
+    uint64_t n = rows < (double)step_tokens ? (uint64_t)rows / cut * cut : step_tokens;
+    n = n < cut ? cut : n;
+    n += n_decode;
+    return n < step_tokens ? (uint32_t)n : step_tokens;
+}

@@ -14,6 +14,19 @@
 
 #include <stdint.h>
 
+/* How much prefill a step may take while others wait for their next token: as many rows as the last
+ * steps did in gap_ns. Time is no part of any result: it decides only where a prefill is cut. */
+typedef struct de_pace {
+    uint64_t gap_ns; /* 0: no bound */
+    double row_ns;   /* of prefill, as measured; 0: not yet */
+} de_pace;
+
+/* A step with `rows` rows of prefill took ns. */
+void de_pace_note(de_pace *p, uint32_t rows, uint64_t ns);
+/* Rows of the next step in which n_decode sessions are at one row each: at most step_tokens, and if
+ * somebody waits at least n_decode and one cut, which always goes on. */
+uint32_t de_pace_budget(const de_pace *p, uint32_t n_decode, uint32_t step_tokens, uint32_t cut);
+
 enum { DE_PLAN_PATIENCE = 16 };
 
 typedef struct de_plan_item {

@@ -42,6 +42,7 @@ typedef struct delta_engine_options {
                               if that is more, within half of the memory that the rest leaves */
     uint32_t ctx_max;     /* longest session; 0: the checkpoint's max_position_embeddings */
     uint32_t step_tokens; /* most rows of one step, 64 .. 16384; 0: 512 on the CPU */
+    uint64_t gap_ns; /* while sessions generate a step takes about so much prefill; 0: no bound */
     /* Called from delta_engine_open() with bytes read so far; may be NULL. */
     void (*on_progress)(void *arg, const char *phase, uint64_t done, uint64_t total);
     /* Called from delta_engine_open() with things worth a log line; may be NULL. */

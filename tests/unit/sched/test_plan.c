@@ -108,3 +108,54 @@ TEST(plan_keeps_its_rules_and_starves_nobody_in_random_loads)
     /* 4096 tokens are 64 pieces, each waiting at most a few dozen steps. */
     CHECK(worst < 64 * 40);
 }
+
+/* A machine whose step takes base + rows * each, and now and then twice that: 16 streams and cold prompts. */
+TEST(streams_keep_their_rate_while_prompts_are_read)
+{
+    enum { STEP = 8192, STREAMS = 16, STEPS = 3000 };
+    static const struct {
+        double base_ms, row_ms;
+    } machines[] = { { 3, 0.03 }, { 20, 0.01 }, { 1, 0.6 }, { 0.1, 0.001 } };
+    for (size_t m = 0; m < sizeof machines / sizeof *machines; m++) {
+        const double base = machines[m].base_ms, each = machines[m].row_ms, gap = 50;
+        de_pace pace = { .gap_ns = 50 * 1000000u };
+        uint32_t late = 0, x = 12345;
+        double rows_of_all = 0, worst = 0;
+        for (int i = 0; i < STEPS; i++) {
+            de_plan_item items[STREAMS + 1];
+            uint32_t order[STREAMS + 1];
+            for (uint32_t k = 0; k < STREAMS; k++)
+                items[k] = (de_plan_item){ .start = 1000, .segment = 1, .remaining = 1 };
+            items[STREAMS] =
+                (de_plan_item){ .start = 0, .segment = 100000, .remaining = 100000, .waited = 0 };
+            const uint32_t budget = de_pace_budget(&pace, STREAMS, STEP, CUT);
+            CHECK(budget >= STREAMS + CUT && budget <= STEP);
+            CHECK_EQ(de_plan(items, STREAMS + 1, budget, CUT, order), STREAMS + 1);
+            for (uint32_t k = 0; k < STREAMS; k++)
+                CHECK_EQ(items[k].ret_rows, 1);
+            const uint32_t rows = items[STREAMS].ret_rows;
+            CHECK(rows >= CUT && rows % CUT == 0);
+            x = x * 1664525u + 1013904223u;
+            const bool slow = x >> 25 == 0; /* 1 of 128 */
+            const double ms = (base + rows * each) * (slow ? 2 : 1);
+            de_pace_note(&pace, rows, (uint64_t)(ms * 1e6));
+            if (i < 20)
+                continue; /* it has to learn */
+            late += !slow && ms > gap * 1.3;
+            worst = ms > worst && !slow ? ms : worst;
+            rows_of_all += rows;
+        }
+        /* as much as the bound leaves, or all that a step takes */
+        double most = (gap - base) / each;
+        most = most > STEP - STREAMS ? STEP - STREAMS : most < CUT ? CUT : most;
+        printf("# base %.1f ms, %.3f ms a row: %.0f rows a step of %.0f that fit, worst %.1f ms\n",
+               base, each, rows_of_all / (STEPS - 20), most, worst);
+        CHECK(rows_of_all / (STEPS - 20) > most * 0.8 - CUT);
+        CHECK_EQ(late, 0);
+    }
+    /* nobody waits: the whole step; no bound: likewise */
+    const de_pace pace = { .gap_ns = 1000, .row_ns = 1e6 }, none = { .row_ns = 1e6 };
+    CHECK_EQ(de_pace_budget(&pace, 0, STEP, CUT), STEP);
+    CHECK_EQ(de_pace_budget(&none, 5, STEP, CUT), STEP);
+    CHECK_EQ(de_pace_budget(&pace, 5, STEP, CUT), CUT + 5);
+}
