@@ -175,10 +175,14 @@ static void drop_session(dd_engine *e, dd_timeline *t)
     unlist(e, t);
 }
 
+static dd_timeline *timeline_of(dd_place *p)
+{
+    return p ? (dd_timeline *)((char *)p - offsetof(dd_timeline, place)) : NULL;
+}
+
 static dd_timeline *first_waiting(const dd_engine *e)
 {
-    dd_place *p = e->waiting.first;
-    return p ? (dd_timeline *)((char *)p - offsetof(dd_timeline, place)) : NULL;
+    return timeline_of(e->waiting.first);
 }
 
 static void unwait(dd_engine *e, dd_timeline *t)
@@ -348,6 +352,17 @@ static void fork_from(dd_engine *e, dd_timeline *t)
         free_timeline(e, from);
 }
 
+/* Runs of a user that are running or wait; those in the background are nobody's. */
+static uint32_t runs_of(const dd_engine *e, uint64_t user)
+{
+    uint32_t n = 0;
+    for (const dd_timeline *t = e->all; t; t = t->next)
+        n += t->is_running && t->run.user == user && !t->run.is_background;
+    for (dd_place *p = e->waiting.first; p; p = p->next)
+        n += timeline_of(p)->run.user == user;
+    return n;
+}
+
 static void grant(dd_engine *e, dd_timeline *t, uint32_t wishes)
 {
     if (wishes & WISH_FORK)
@@ -365,7 +380,7 @@ static void grant(dd_engine *e, dd_timeline *t, uint32_t wishes)
             end_run(e, t, (dd_note){ .finish = DELTA_FINISH_CANCELLED });
             return;
         }
-        t->place.rank = dd_line_rank(de_now_ns(), t->run.priority);
+        t->place.rank = dd_line_rank(de_now_ns(), t->run.priority, runs_of(e, t->run.user));
         if (!dd_line_is_next(&e->waiting, t->place.rank) || !start(e, t))
             wait_for_room(e, t);
         return;

@@ -66,6 +66,7 @@ typedef struct dd_run {
     bool is_background; /* for rows that nobody wants, on a place that anybody may take: it is
                            cancelled then, as it is if there is none. Without generate and keep */
     int priority;       /* higher first */
+    uint64_t user;      /* whose it is: those with less in work go first */
     const delta_sampling *sampling;
     const delta_stopping *stopping;
     const delta_guide *guide; /* or NULL */

@@ -454,6 +454,7 @@ static int launch(dd_live *l, dd_status *st)
                          .ctx_tokens = ctx ? ctx : 1,
                          .generate = generates,
                          .priority = q->priority,
+                         .user = dd_peer_key(&l->peer),
                          .sampling = &q->sampling,
                          .stopping = &q->stopping,
                          .guide = &l->guide };

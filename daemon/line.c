@@ -3,10 +3,10 @@
 
 #include <stddef.h>
 
-uint64_t dd_line_rank(uint64_t now_ns, int priority)
+uint64_t dd_line_rank(uint64_t now_ns, int priority, uint32_t n_others)
 {
     enum { LEVELS = 16 }; /* keeps the difference above 0 when the clock has just begun */
-    return now_ns + (uint64_t)(LEVELS - priority) * DD_LINE_HEAD_START_NS;
+    return now_ns + ((uint64_t)(LEVELS - priority) + n_others) * DD_LINE_STEP_NS;
 }
 
 bool dd_line_is_next(const dd_line *l, uint64_t rank)

@@ -1,8 +1,11 @@
 /* line.h -- the line of runs that wait for room at the engine.
  *
- * First come, first served, with a head start for priority: each level counts as having come
- * DD_LINE_HEAD_START_NS earlier. So a higher priority overtakes those that came shortly before,
- * and nobody is overtaken for longer than that, however many of higher priority keep coming.
+ * First come, first served, but for two things. Each level of priority counts as having come
+ * DD_LINE_STEP_NS earlier; and each run that its user has running or waiting already counts as having
+ * come that much later, so that one who asks for a hundred things at once does not keep the others
+ * waiting. A run's rank is fixed when it comes. So it is overtaken by such runs alone as come within
+ * (levels above its own + runs its user had) * DD_LINE_STEP_NS of it, however many there are: nobody
+ * waits for ever, and limits.max_requests_per_uid bounds the second number.
  *
  * Ownership  a place is part of the thing that waits, and must not go while it is in line.
  * Threads    one at a time. */
@@ -12,7 +15,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define DD_LINE_HEAD_START_NS (10u * UINT64_C(1000000000))
+#define DD_LINE_STEP_NS (10u * UINT64_C(1000000000))
 
 typedef struct dd_place dd_place;
 struct dd_place {
@@ -24,8 +27,8 @@ typedef struct dd_line {
     dd_place *first;
 } dd_line;
 
-/* Of one that came at now_ns. */
-uint64_t dd_line_rank(uint64_t now_ns, int priority);
+/* Of one that came at now_ns, when its user had n_others running or waiting. */
+uint64_t dd_line_rank(uint64_t now_ns, int priority, uint32_t n_others);
 /* Whether one of this rank has nobody before it. */
 bool dd_line_is_next(const dd_line *l, uint64_t rank);
 /* Puts p, whose rank is set, behind all of its rank; says how many are before it. */

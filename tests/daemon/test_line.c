@@ -14,7 +14,7 @@ typedef struct run {
 static uint32_t come(dd_line *l, run *r, uint64_t now, int priority)
 {
     *r = (run){ .came = now, .priority = priority };
-    r->place.rank = dd_line_rank(now, priority);
+    r->place.rank = dd_line_rank(now, priority, 0);
     return dd_line_add(l, &r->place);
 }
 
@@ -43,8 +43,8 @@ TEST(line_gives_priority_a_head_start)
     CHECK(dd_line_is_next(&l, 0));
     (void)come(&l, &low, 0, LOW);
     CHECK_EQ(come(&l, &normal, SECOND, NORMAL), 0);
-    CHECK(dd_line_is_next(&l, dd_line_rank(2 * SECOND, HIGH)));
-    CHECK(!dd_line_is_next(&l, dd_line_rank(2 * SECOND, NORMAL)));
+    CHECK(dd_line_is_next(&l, dd_line_rank(2 * SECOND, HIGH, 0)));
+    CHECK(!dd_line_is_next(&l, dd_line_rank(2 * SECOND, NORMAL, 0)));
     CHECK_EQ(come(&l, &high, 2 * SECOND, HIGH), 0);
     CHECK(serve(&l) == &high && serve(&l) == &normal && serve(&l) == &low);
 }
@@ -87,6 +87,70 @@ TEST(line_serves_everybody_while_higher_priorities_keep_coming)
            (unsigned)(longest[2] / SECOND));
     CHECK(served[0] >= 12 && served[1] >= 12);
     /* The head start, and what the line is longer for all. */
-    CHECK(longest[0] <= longest[2] + 2 * DD_LINE_HEAD_START_NS);
-    CHECK(longest[1] <= longest[2] + DD_LINE_HEAD_START_NS);
+    CHECK(longest[0] <= longest[2] + 2 * DD_LINE_STEP_NS);
+    CHECK(longest[1] <= longest[2] + DD_LINE_STEP_NS);
+}
+
+/* A day of requests in a second's steps: one user asks for a hundred things at once, again and again;
+ * another now and then for one; a third keeps as many waiting as he may. Two are served at a time,
+ * each for four seconds: half of what comes, at the worst. */
+TEST(line_lets_those_with_little_in_work_go_first)
+{
+    enum { SECONDS = 20000, SEATS = 2, LENGTH = 4, MOST = 64, USERS = 3 };
+    typedef struct job {
+        dd_place place;
+        uint64_t came, until;
+        uint32_t user, n_before;
+    } job;
+    static job jobs[SECONDS * 4];
+    size_t n = 0;
+    dd_line l = { 0 };
+    job *seats[SEATS] = { NULL };
+    uint32_t mine[USERS] = { 0 }, served[USERS] = { 0 }, turned_away = 0, random = 1;
+    uint64_t longest[USERS] = { 0 };
+    double over = 0;
+    for (uint64_t s = 0; s < SECONDS; s++) {
+        for (int k = 0; k < SEATS; k++)
+            if (seats[k] && seats[k]->until <= s) {
+                mine[seats[k]->user]--;
+                seats[k] = NULL;
+            }
+        random = random * 1664525u + 1013904223u;
+        const uint32_t wanted[USERS] = { s % 500 == 0 ? 100 : 0, random >> 26 == 0 ? 1 : 0, 3 };
+        for (uint32_t user = 0; user < USERS; user++)
+            for (uint32_t i = 0; i < wanted[user] && n < sizeof jobs / sizeof *jobs; i++) {
+                if (mine[user] == MOST) { /* limits.max_requests_per_uid */
+                    turned_away++;
+                    continue;
+                }
+                job *j = &jobs[n++];
+                *j = (job){ .came = s, .user = user, .n_before = mine[user]++ };
+                j->place.rank = dd_line_rank(s * SECOND, NORMAL, j->n_before);
+                (void)dd_line_add(&l, &j->place);
+            }
+        for (int k = 0; k < SEATS && l.first; k++) {
+            if (seats[k])
+                continue;
+            job *j = (job *)l.first;
+            dd_line_remove(&l, &j->place);
+            j->until = s + LENGTH;
+            seats[k] = j;
+            served[j->user]++;
+            const uint64_t waited = s - j->came;
+            longest[j->user] = longest[j->user] > waited ? longest[j->user] : waited;
+            /* those that came later than its step allows cannot have gone before it */
+            for (size_t i = n; i-- && jobs[i].came > j->came + (j->n_before + 1) * 10u;)
+                over += jobs[i].until != 0 && jobs[i].n_before >= j->n_before && &jobs[i] != j;
+        }
+    }
+    printf("# served %u, %u, %u; waited %u, %u, %u s at most; %u turned away\n", served[0],
+           served[1], served[2], (unsigned)longest[0], (unsigned)longest[1], (unsigned)longest[2],
+           turned_away);
+    CHECK(served[1] > 200);
+    CHECK(longest[1] <=
+          2 * LENGTH + 10); /* his own one comes next, or behind one of each other user */
+    CHECK(longest[0] <= MOST * 10 + 60);
+    CHECK(longest[2] <= MOST * 10 + 60);
+    CHECK(served[0] > served[2] / 3); /* both ask for all they may */
+    CHECK(over == 0);
 }
