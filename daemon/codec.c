@@ -1147,7 +1147,7 @@ uint8_t *dd_saved_encode(const dd_saved *x, size_t *ret_len)
     for (size_t i = 0; i < x->n_messages; i++) {
         const dd_sampled *from = &x->sampled[i];
         Deltad__V1__SavedSampled y = DELTAD__V1__SAVED_SAMPLED__INIT;
-        if (!from->text.p)
+        if (!from->text.len)
             continue;
         y.message = (uint32_t)i;
         y.text = (ProtobufCBinaryData){ from->text.len, (uint8_t *)from->text.p };
@@ -1213,6 +1213,8 @@ int dd_saved_decode(const uint8_t *bytes, size_t len, de_arena *a, dd_saved *ret
         const Deltad__V1__SavedSampled *y = s->sampled[i];
         if (y->message >= s->n_messages)
             return invalid(st, "sampled.message", "%u of %zu", y->message, s->n_messages);
+        if (!y->text.len)
+            return invalid(st, "sampled.text", "it is empty");
         sampled[y->message] = (dd_sampled){ .text = { (char *)y->text.data, y->text.len },
                                             .ids = y->ids,
                                             .n_ids = y->n_ids,
