@@ -366,7 +366,7 @@ void dd_session_end(dd_live *l, const dd_note *n)
         return;
     }
     if (!dd_session_turn_counts(n)) { /* it did not happen */
-        if (n->n_timeline != x->n_tokens)
+        if (n->n_timeline < x->n_tokens) /* more is cut off by the next run */
             forget_timeline(x);
         return;
     }

@@ -123,7 +123,7 @@ static int settle(delta_session *s, uint32_t ctx_tokens, de_prefix_node *from, d
         /* Used and pinned, they stay what and where they are while room is made. */
         de_prefix_pages(&e->prefix, from, s->pages);
         de_prefix_use(&e->prefix, s->pages, pages_for(at));
-        half = s->pages[whole];
+        half = at % DE_PAGE ? s->pages[whole] : 0;
         from->pins++;
     }
     int r = de_engine_take_slot(e, &s->slot)
