@@ -136,9 +136,6 @@ TEST(what_this_version_lacks_is_refused_by_name)
     dd_wire_out o = chat("x", 1);
     dd_wire_put_varint(&o, 14, 2);
     expect(DD_REQ_CHAT, &o, DD_UNIMPLEMENTED, "NOT_IMPLEMENTED", "n");
-    o = chat("x", 1);
-    dd_wire_put_varint(&o, 19, 1);
-    expect(DD_REQ_CHAT, &o, DD_UNIMPLEMENTED, "NOT_IMPLEMENTED", "detach");
 }
 
 TEST(cache_control_has_its_limits)
