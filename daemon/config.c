@@ -85,6 +85,11 @@ static const struct key keys[] = {
       .help =
           "Host memory for states and pages that the device has no room for; a quarter of it for "
           "states." },
+    { "cache", "disk_bytes", BYTES, AT(cache.disk_bytes), 1U << 20, UINT64_C(1) << 42, true,
+      .default_ = "4G",
+      .help =
+          "What is kept is written to state.directory when the daemon stops, up to so much, and "
+          "taken up when it starts; 0: it is not." },
     { "cache", "ahead", BOOL, AT(cache.ahead), .default_ = "yes",
       .help =
           "When nothing else is to be done, compute what the next prompt of a conversation will "

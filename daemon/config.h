@@ -29,6 +29,7 @@ typedef struct dd_config {
         bool enabled;
         uint32_t checkpoints; /* 0: delta_engine_options says how many */
         uint64_t host_bytes;  /* of memory of the host; 0: none */
+        uint64_t disk_bytes;  /* in state.directory, over a restart; 0: none */
         bool shared;          /* users find each other's prefixes */
         bool ahead;           /* compute what the next prompt will begin with */
     } cache;

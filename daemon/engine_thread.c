@@ -8,13 +8,17 @@
 #include <assert.h>
 #include <stdatomic.h>
 #include <stddef.h>
+#include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
 #include "base/bits.h"
 #include "base/clock.h"
+#include "base/file.h"
 #include "daemon/line.h"
+#include "daemon/log.h"
 
 enum {
     WISH_RUN = 1,
@@ -69,6 +73,10 @@ struct dd_engine {
     dd_line waiting;
     uint32_t n_running, n_paused; /* of them */
     bool has_room_changed;
+    char *cache_path; /* of the cache over a restart, or NULL */
+    uint64_t cache_bytes;
+    delta_cache_reader *reader; /* while that is read */
+    uint32_t n_read;
     delta_error fault;
     uint64_t told_ns;
 };
@@ -494,6 +502,63 @@ static void snapshot(dd_engine *e)
     (void)pthread_mutex_unlock(&e->stats_lock);
 }
 
+/* ---- the cache over a restart */
+
+__attribute__((format(printf, 3, 4))) static void tell_log(dd_engine *e, bool warning,
+                                                           const char *format, ...)
+{
+    char text[512];
+    va_list ap;
+    va_start(ap, format);
+    (void)vsnprintf(text, sizeof text, format, ap);
+    va_end(ap);
+    tell(e, &(dd_note){ .kind = DD_NOTE_LOG, .n = warning, .text = text, .len = strlen(text) });
+}
+
+static void open_kept_cache(dd_engine *e)
+{
+    delta_error err = { 0 };
+    if (!e->cache_path || delta_engine_info_get(e->engine)->checkpoints == 0)
+        return;
+    int r = delta_cache_open(e->engine, e->cache_path, &e->reader, &err);
+    if (r < 0 && r != DELTA_ENOTFOUND)
+        tell_log(e, true, "the cache of before is not taken up: %s", err.text);
+}
+
+/* One checkpoint of it, between two steps. */
+static void read_kept_cache(dd_engine *e)
+{
+    delta_error err = { 0 };
+    int r = delta_cache_read(e->reader, &err);
+    e->n_read += r > 0;
+    if (r > 0)
+        return;
+    delta_cache_close(e->reader);
+    e->reader = NULL;
+    if (r == DELTA_EDEVICE) {
+        err.code = r;
+        on_fault(e, &err);
+        return;
+    }
+    if (r < 0)
+        tell_log(e, true, "the cache of before: %s", err.text);
+    tell_log(e, false, "%u checkpoints taken up from %s", e->n_read, e->cache_path);
+}
+
+static void save_cache(dd_engine *e)
+{
+    delta_error err = { 0 };
+    uint32_t n = 0;
+    const uint64_t start = de_now_ns();
+    if (!e->cache_path || !e->engine || e->fault.code)
+        return;
+    if (delta_cache_save(e->engine, e->cache_path, e->cache_bytes, &n, &err) < 0)
+        dd_log(DD_LOG_WARNING, "the cache is not kept: %s", err.text);
+    else
+        dd_log(DD_LOG_INFO, "%u checkpoints kept in %s in %.1f s", n, e->cache_path,
+               (double)(de_now_ns() - start) * 1e-9);
+}
+
 static void *thread_main(void *arg)
 {
     dd_engine *e = arg;
@@ -505,12 +570,13 @@ static void *thread_main(void *arg)
         on_fault(e, &err);
     } else {
         e->engine = engine; /* the mailbox's lock orders this before READY */
+        open_kept_cache(e);
         snapshot(e);
         tell(e, &(dd_note){ .kind = DD_NOTE_READY });
     }
     send_out(e);
     for (;;) {
-        bool idle = e->n_running == e->n_paused; /* until somebody wishes something */
+        bool idle = e->n_running == e->n_paused && !e->reader; /* until somebody wishes something */
         dd_mail *m;
         uint32_t wishes;
         while ((m = dd_mailbox_take(&e->box, idle ? IDLE_MS : 0, &wishes))) {
@@ -520,6 +586,8 @@ static void *thread_main(void *arg)
         if (dd_mailbox_is_closed(&e->box))
             break;
         try_waiting(e);
+        if (e->reader && !e->fault.code)
+            read_kept_cache(e);
         send_out(e); /* who was started hears of it before the step */
         if (e->n_running > e->n_paused && !e->fault.code) {
             const delta_event *events = NULL;
@@ -538,6 +606,8 @@ static void *thread_main(void *arg)
     }
     while (e->all)
         drop_session(e, e->all);
+    delta_cache_close(e->reader);
+    save_cache(e);
     delta_engine_free(e->engine);
     return NULL;
 }
@@ -589,6 +659,10 @@ int dd_engine_new(uv_loop_t *loop, const dd_config *c, void (*on_note)(void *arg
         .arg = e,
     };
     e->async.data = e;
+    if (c->state.directory[0] && c->cache.enabled && c->cache.disk_bytes) {
+        e->cache_path = de_path_join(c->state.directory, "cache");
+        e->cache_bytes = c->cache.disk_bytes;
+    }
     if (pthread_mutex_init(&e->stats_lock, NULL) != 0 || dd_mailbox_init(&e->box, &e->async) < 0 ||
         uv_async_init(loop, &e->async, on_async) < 0) {
         free(e);
@@ -603,6 +677,7 @@ int dd_engine_new(uv_loop_t *loop, const dd_config *c, void (*on_note)(void *arg
 
 static void on_closed(uv_handle_t *h)
 {
+    free(((dd_engine *)h->data)->cache_path);
     free(h->data);
 }
 

@@ -365,7 +365,7 @@ void dd_session_end(dd_live *l, const dd_note *n)
         session_free(l->s, x); /* nobody knows its id */
         return;
     }
-    if (!dd_session_turn_counts(n)) { /* it did not happen */
+    if (!dd_session_turn_counts(n)) {    /* it did not happen */
         if (n->n_timeline < x->n_tokens) /* more is cut off by the next run */
             forget_timeline(x);
         return;

@@ -129,6 +129,20 @@ static root *root_of(const de_prefix *t, uint64_t owner)
     return r;
 }
 
+const de_prefix_node *de_prefix_root(const de_prefix *t, const de_prefix_node *before,
+                                     uint64_t *ret_owner)
+{
+    const root *r = t->roots;
+    while (r && before && &r->node != before)
+        r = r->next;
+    if (r && before)
+        r = r->next;
+    if (!r)
+        return NULL;
+    *ret_owner = r->owner;
+    return &r->node;
+}
+
 /* The child of x that ids [n] begin with, ids being the whole prefix; at most one does. *shared
  * rises to what any child has in common with it. */
 static de_prefix_node *child_of(const de_prefix_node *x, const uint32_t *ids, uint32_t n,

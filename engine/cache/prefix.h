@@ -94,6 +94,11 @@ void de_prefix_unuse(de_prefix *t, const uint32_t *pages, uint32_t n);
  * from now on. */
 void de_prefix_moved_in(de_prefix *t, de_prefix_node *node, const uint32_t *pages, uint32_t n);
 
+/* The owners' roots, one after the other (NULL: the first; NULL at the end): no checkpoints, their
+ * children are. */
+const de_prefix_node *de_prefix_root(const de_prefix *t, const de_prefix_node *before,
+                                     uint64_t *ret_owner);
+
 /* A node behind ids [n], with the pages [ceil(n / page)], which are shared, and the slot, which is
  * taken over. false: it was there already, or there is no memory; the slot stays the caller's. */
 bool de_prefix_add(de_prefix *t, uint64_t owner, const uint32_t *ids, uint32_t n,

@@ -103,6 +103,35 @@ class Kept(unittest.TestCase):
             self.sessions.CloseSession(s.CloseSessionRequest(session_id=i))
             self.assertNotIn(f"{i}.session", self.files())
 
+    def test_a_restart_is_warm(self):
+        long = "The quick brown fox jumps over the lazy dog. " * 60
+        self.start()
+        i = self.sessions.CreateSession(s.CreateSessionRequest(messages=[message("user", long)])).session.id
+        self.turn(i, [message("user", "Go on.")], max_tokens=12)
+        chat = request([message("system", long[9:]), message("user", "Hello.")], max_tokens=12)
+        first = gather(self.inference.Chat(chat))["text"]
+        for kill in (False, True, False):
+            self.restart(kill)
+            self.d.wait_until(lambda: "checkpoints taken up" in self.d.log)
+            out = self.turn(i, [message("user", "And on.")], max_tokens=12)
+            usage = out["finished"].usage
+            self.assertLess(usage.prompt_tokens - usage.cached_tokens, 100 if not kill else 200, usage)
+            out = gather(self.inference.Chat(chat))
+            usage = out["finished"].usage
+            self.assertLess(usage.prompt_tokens - usage.cached_tokens, 80, usage)
+            self.assertEqual(out["text"], first)
+        self.d.stop()
+        cache = self.state / "cache"
+        whole = cache.read_bytes()
+        for bad in (whole[:len(whole) // 2], b"", whole[:16] + b"x" * 8 + whole[24:], whole[:5000] + b"x" * 64 + whole[5064:]):
+            cache.write_bytes(bad)
+            self.start()
+            self.d.wait_until(lambda: "the cache of before" in self.d.log)
+            self.assertEqual(gather(self.inference.Chat(chat))["text"], first)
+            self.d.process.send_signal(signal.SIGKILL)
+            self.d.process.wait()
+            self.d.stop()
+
     def test_forks_and_rewound_sessions_are_kept(self):
         self.start()
         i = self.sessions.CreateSession(s.CreateSessionRequest(messages=[message("user", "Hello.")])).session.id

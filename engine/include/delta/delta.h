@@ -2,6 +2,7 @@
 #ifndef DELTA_DELTA_H
 #define DELTA_DELTA_H
 
+#include "delta/cache.h"
 #include "delta/chat.h"
 #include "delta/engine.h"
 #include "delta/error.h"

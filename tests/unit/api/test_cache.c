@@ -457,3 +457,107 @@ TEST(the_background_gets_what_nobody_else_wants)
     delta_session_free(b);
     delta_engine_free(e);
 }
+
+static uint32_t read_all(delta_engine *e, const char *path, int *ret_last)
+{
+    delta_cache_reader *r = NULL;
+    delta_error err = { 0 };
+    uint32_t n = 0;
+    *ret_last = delta_cache_open(e, path, &r, &err);
+    while (*ret_last == 0 || *ret_last == 1) {
+        *ret_last = delta_cache_read(r, &err);
+        n += *ret_last == 1;
+        if (*ret_last == 0)
+            break;
+    }
+    delta_cache_close(r);
+    return n;
+}
+
+/* What one engine leaves another finds: all of it, with pages and states that are right (the model
+ * looks), also from the second tier; and nothing of a file that is damaged, cut or another's. */
+TEST(what_is_kept_survives_the_engine)
+{
+    enum { PROMPTS = 12 };
+    static uint32_t ids[PROMPTS][600];
+    static char text[4 << 20];
+    char folder[] = "/tmp/test-cache-XXXXXX", path[64];
+    uint32_t n = 0;
+    int last = 0;
+    REQUIRE(mkdtemp(folder) != NULL);
+    (void)snprintf(path, sizeof path, "%s/cache", folder);
+    toy_ignores_cuts = true;
+    memset(script, 0, sizeof script);
+    for (int i = 0; i < PROMPTS; i++) {
+        count(ids[i], 600, 1);
+        for (uint32_t k = 0; k < 600; k++)
+            ids[i][k] =
+                k < (uint32_t)(i % 4) * 100 ? ids[0][k] : (ids[i][k] + (uint32_t)i * 17) % 250;
+    }
+    for (int tiers = 0; tiers < 2; tiers++) {
+        delta_engine *e = open_tiers(2, 120 * 64, tiers ? 4 : 30, tiers ? 400000 : 0), *f;
+        for (int i = 0; i < PROMPTS; i++)
+            (void)found(e, (uint64_t)i % 2, ids[i], 300 + (uint32_t)i * 20);
+        delta_engine_stats before, after;
+        delta_engine_stats_get(e, &before);
+        CHECK(before.checkpoints >= PROMPTS);
+        CHECK(!tiers || before.host_checkpoints > 3);
+        CHECK_EQ(delta_cache_save(e, path, UINT64_MAX, &n, NULL), 0);
+        CHECK_EQ(n, before.checkpoints);
+
+        f = open_with(2, 120 * 64, 40);
+        CHECK_EQ(read_all(f, path, &last), n);
+        CHECK_EQ(last, 0);
+        delta_engine_stats_get(f, &after);
+        CHECK_EQ(after.checkpoints, n);
+        CHECK_EQ(after.pages_used, 0);
+        for (int i = 0; i < PROMPTS; i++) {
+            const uint32_t len = 300 + (uint32_t)i * 20;
+            CHECK_EQ(found(f, (uint64_t)i % 2, ids[i], len + 1), len);
+        }
+        delta_engine_free(f);
+
+        /* less room: parents first, and no more than there is */
+        f = open_with(2, 30 * 64, 5);
+        const uint32_t fit = read_all(f, path, &last);
+        CHECK(fit > 0 && fit <= 5 + 2 && last == 0);
+        delta_engine_stats_get(f, &after);
+        CHECK(after.pages_cached <= 30);
+        (void)found(f, 0, ids[0], 250);
+        delta_engine_free(f);
+        CHECK_EQ(delta_cache_save(e, path, 40000, &n, NULL), 0);
+        CHECK(n > 0 && n < before.checkpoints);
+        CHECK_EQ(delta_cache_save(e, "/nowhere/at/all", 40000, &n, NULL), DELTA_EIO);
+        CHECK_EQ(delta_cache_save(e, path, UINT64_MAX, &n, NULL), 0);
+        delta_engine_free(e);
+    }
+    /* damage anywhere: what was before it is taken, nothing that is wrong */
+    FILE *file = fopen(path, "rb");
+    REQUIRE(file);
+    const size_t len = fread(text, 1, sizeof text, file);
+    (void)fclose(file);
+    REQUIRE(len > 1000 && len < sizeof text);
+    random_state = 42;
+    for (int i = 0; i < 60; i++) {
+        const size_t at = i < 2 ? (size_t)i * 16 : rnd((uint32_t)len), cut = i % 3 ? len : at;
+        text[at] ^= 1;
+        file = fopen(path, "wb");
+        REQUIRE(file && fwrite(text, 1, cut, file) == cut);
+        (void)fclose(file);
+        text[at] ^= 1;
+        delta_engine *f = open_with(2, 120 * 64, 40);
+        CHECK(read_all(f, path, &last) <= n);
+        CHECK(last == DELTA_EFORMAT ||
+              at / 8 == 5); /* the number of records is no part of a hash */
+        for (int k = 0; k < PROMPTS; k++)
+            (void)found(f, (uint64_t)k % 2, ids[k], 290);
+        delta_engine_free(f);
+    }
+    delta_engine *f = open_with(2, 4096, 4);
+    CHECK_EQ(read_all(f, "/nowhere/at/all", &last), 0);
+    CHECK_EQ(last, DELTA_ENOTFOUND);
+    delta_engine_free(f);
+    (void)remove(path);
+    (void)remove(folder);
+    toy_ignores_cuts = false;
+}
