@@ -113,6 +113,7 @@ class Ctl(unittest.TestCase):
             t.type("\x03")
             t.wait_for("[cancelled]")
             t.wait_for("> ")
+            time.sleep(0.5)  # the prompt is written a moment before keys are read; no fingers are that quick
             t.type("half a line\x03")  # at the prompt: the line is dropped
             t.wait_for("> ")
             t.type("/quit\r")
