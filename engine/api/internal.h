@@ -56,6 +56,7 @@ struct delta_engine {
     /* one step */
     uint32_t step_tokens, max_seqs;
     de_pace pace;
+    de_shares shares;        /* by owner */
     uint32_t *row_tokens;    /* [step_tokens] */
     uint32_t (*row_pos)[3];  /* [step_tokens] */
     de_plan_item *items;     /* [max_sessions] */

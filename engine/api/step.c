@@ -170,17 +170,26 @@ static uint32_t plan(delta_engine *e)
         delta_session *s = e->by_seat[i];
         if (!wants_rows(s) || (s->is_background && !is_idle))
             continue;
-        n_decode += s->generating && s->n_generated > 0;
+        const bool decodes = s->generating && s->n_generated > 0;
+        n_decode += decodes ? s->n - s->computed : 0;
         e->of_item[n] = s;
         e->items[n++] = (de_plan_item){ .start = s->computed,
                                         .segment = segment(s),
                                         .remaining = s->n - s->computed,
-                                        .waited = s->waited };
+                                        .waited = s->waited,
+                                        .user_rows = de_shares_of(&e->shares, s->owner),
+                                        .decodes = decodes };
     }
     const uint32_t rows = de_pace_budget(&e->pace, n_decode, e->step_tokens, DE_CHUNK);
     const uint32_t chosen = de_plan(e->items, n, rows, DE_CHUNK, e->order);
-    for (uint32_t i = 0; i < n; i++)
-        e->of_item[i]->waited = e->items[i].ret_rows ? 0 : e->of_item[i]->waited + 1;
+    de_shares_decay(&e->shares);
+    for (uint32_t i = 0; i < n; i++) {
+        delta_session *s = e->of_item[i];
+        const de_plan_item *item = &e->items[i];
+        s->waited = item->ret_rows ? 0 : s->waited + 1;
+        if (item->ret_rows && item->remaining > 1 && !item->decodes && !s->is_background)
+            de_shares_add(&e->shares, s->owner, item->ret_rows);
+    }
     return chosen;
 }
 

@@ -1,26 +1,26 @@
 /* plan.c -- see plan.h. */
 #include "sched/plan.h"
 
-#include <stdbool.h>
-
 /* Smaller goes first. */
 static int64_t rank(const de_plan_item *i, uint32_t budget)
 {
     return (int64_t)i->remaining - (int64_t)i->waited * budget;
 }
 
-static bool is_urgent(const de_plan_item *i)
+static bool is_decode(const de_plan_item *i)
 {
-    return i->remaining == 1 || i->waited >= DE_PLAN_PATIENCE;
+    return i->decodes || i->remaining == 1;
 }
 
 static bool goes_before(const de_plan_item *items, uint32_t a, uint32_t b, uint32_t budget)
 {
-    const bool a_first = is_urgent(&items[a]), b_first = is_urgent(&items[b]);
-    if (a_first != b_first)
-        return a_first;
-    const int64_t ra = rank(&items[a], budget), rb = rank(&items[b], budget);
-    return ra != rb ? ra < rb : a < b;
+    const de_plan_item *x = &items[a], *y = &items[b];
+    if (is_decode(x) != is_decode(y))
+        return is_decode(x);
+    if (!is_decode(x) && x->user_rows != y->user_rows)
+        return x->user_rows < y->user_rows;
+    const int64_t rx = rank(x, budget), ry = rank(y, budget);
+    return rx != ry ? rx < ry : a < b;
 }
 
 /* Shell sort: at most a thousand entries, no memory of its own. */
@@ -48,20 +48,64 @@ static uint32_t fit(const de_plan_item *i, uint32_t left, uint32_t cut)
     return end > i->start ? (uint32_t)(end - i->start) : 0;
 }
 
+/* Rows that decode leaves to a prefill that has waited long. */
+static uint32_t kept_for_prefill(const de_plan_item *items, uint32_t n, uint32_t cut)
+{
+    uint32_t prefill = 0, decode = 0; /* the longest that one has waited */
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t *longest = is_decode(&items[i]) ? &decode : &prefill;
+        *longest = items[i].waited > *longest ? items[i].waited : *longest;
+    }
+    return prefill >= DE_PLAN_PATIENCE && decode < DE_PLAN_PATIENCE ? cut : 0;
+}
+
 uint32_t de_plan(de_plan_item *items, uint32_t n, uint32_t budget, uint32_t cut, uint32_t *order)
 {
     for (uint32_t i = 0; i < n; i++)
         order[i] = i;
     sort(items, order, n, budget);
-    uint32_t left = budget, kept = 0;
+    const uint32_t kept = kept_for_prefill(items, n, cut);
+    uint32_t left = budget, chosen = 0;
     for (uint32_t i = 0; i < n; i++) {
         de_plan_item *item = &items[order[i]];
-        item->ret_rows = fit(item, left, cut);
+        const uint32_t not_its = is_decode(item) ? kept : 0;
+        item->ret_rows = left > not_its ? fit(item, left - not_its, cut) : 0;
         left -= item->ret_rows;
         if (item->ret_rows)
-            order[kept++] = order[i];
+            order[chosen++] = order[i];
     }
-    return kept;
+    return chosen;
+}
+
+uint32_t de_shares_of(const de_shares *s, uint64_t user)
+{
+    for (uint32_t i = 0; i < DE_SHARE_USERS; i++)
+        if (s->of[i].rows && s->of[i].user == user)
+            return s->of[i].rows;
+    return 0;
+}
+
+void de_shares_add(de_shares *s, uint64_t user, uint32_t rows)
+{
+    uint32_t at = 0; /* the user's own, else the one with least */
+    for (uint32_t i = 0; i < DE_SHARE_USERS; i++) {
+        if (s->of[i].rows && s->of[i].user == user) {
+            s->of[i].rows += rows;
+            return;
+        }
+        if (s->of[i].rows < s->of[at].rows)
+            at = i;
+    }
+    if (rows < s->of[at].rows)
+        return;
+    s->of[at].user = user;
+    s->of[at].rows = rows;
+}
+
+void de_shares_decay(de_shares *s)
+{
+    for (uint32_t i = 0; i < DE_SHARE_USERS; i++)
+        s->of[i].rows -= (s->of[i].rows + DE_SHARE_STEPS - 1) / DE_SHARE_STEPS;
 }
 
 void de_pace_note(de_pace *p, uint32_t rows, uint64_t ns)

@@ -68,6 +68,56 @@ TEST(plan_lets_a_patient_prefill_pass_more_streams_than_rows)
     CHECK_EQ(order[0], 100);
 }
 
+/* Pieces that are short of a cut took the rows of the streams. */
+TEST(plan_leaves_streams_their_rows_however_long_prefill_has_waited)
+{
+    enum { STREAMS = 16, PROMPTS = 20 };
+    de_plan_item items[STREAMS + PROMPTS];
+    uint32_t order[STREAMS + PROMPTS];
+    for (uint32_t i = 0; i < STREAMS; i++) {
+        items[i] = item(1000, 1 + i % 3, 0);
+        items[i].decodes = true; /* up to three rows: a grammar forced two */
+    }
+    for (uint32_t i = STREAMS; i < STREAMS + PROMPTS; i++)
+        items[i] = item(50, 400, 2 * DE_PLAN_PATIENCE);
+    (void)de_plan(items, STREAMS + PROMPTS, 31 + CUT, CUT, order);
+    for (uint32_t i = 0; i < STREAMS; i++)
+        CHECK_EQ(items[i].ret_rows, 1 + i % 3);
+}
+
+TEST(plan_takes_the_user_with_less_first_and_the_shortest_of_a_user)
+{
+    de_plan_item items[] = { item(0, 64, 9), item(0, 640, 0), item(0, 128, 0) };
+    uint32_t order[3];
+    items[0].user_rows = 1;
+    CHECK_EQ(de_plan(items, 3, 192, CUT, order), 2);
+    CHECK_EQ(order[0], 2);
+    CHECK_EQ(order[1], 1);
+    items[0].user_rows = 0;
+    CHECK_EQ(de_plan(items, 3, 64, CUT, order), 1);
+    CHECK_EQ(order[0], 0);
+}
+
+TEST(shares_forget_and_are_bounded)
+{
+    de_shares s = { 0 };
+    uint32_t most = 0, steps = 0;
+    for (int i = 0; i < 1000; i++) {
+        de_shares_decay(&s);
+        de_shares_add(&s, 7, 512);
+        most = de_shares_of(&s, 7) > most ? de_shares_of(&s, 7) : most;
+    }
+    CHECK(most > 7 * 512 && most <= DE_SHARE_STEPS * 512);
+    CHECK_EQ(de_shares_of(&s, 8), 0);
+    for (; de_shares_of(&s, 7); steps++)
+        de_shares_decay(&s);
+    CHECK(steps <= DE_SHARE_STEPS * (log(most) + 1));
+    for (uint32_t user = 0; user < 2 * DE_SHARE_USERS; user++)
+        de_shares_add(&s, user, user < DE_SHARE_USERS ? 1 : 64);
+    CHECK_EQ(de_shares_of(&s, 0), 0); /* of too many, those with least are forgotten */
+    CHECK_EQ(de_shares_of(&s, 2 * DE_SHARE_USERS - 1), 64);
+}
+
 /* Random loads with new short prompts all the time: each step keeps the rules, and each prefill
  * ends within a bound. */
 TEST(plan_keeps_its_rules_and_starves_nobody_in_random_loads)
