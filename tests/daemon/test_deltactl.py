@@ -113,8 +113,10 @@ class Ctl(unittest.TestCase):
             t.type("\x03")
             t.wait_for("[cancelled]")
             t.wait_for("> ")
-            time.sleep(0.5)  # the prompt is written a moment before keys are read; no fingers are that quick
-            t.type("half a line\x03")  # at the prompt: the line is dropped
+            t.type("half a line")
+            t.wait_for("half a line")
+            time.sleep(0.3)  # it reads again; an interrupt in between would wait for the next key
+            t.type("\x03")  # at the prompt: the line is dropped
             t.wait_for("> ")
             t.type("/quit\r")
             self.assertEqual(t.status(), 0)
