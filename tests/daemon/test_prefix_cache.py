@@ -3,7 +3,6 @@ sessions that had to make room; and the answers are those of a daemon that remem
 import pathlib
 import sys
 import threading
-import time
 import unittest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "support"))
@@ -120,8 +119,7 @@ class Stateless(Cached):
                 self.assertEqual(out["finished"].reason, 1)
                 if turn:  # all but the new message, the generation prompt and the token that is computed anyway
                     self.assertLess(usage.prompt_tokens - usage.cached_tokens, 24, usage)
-                self.d.wait_until(lambda: self.stats().cache.tokens_computed - computed > usage.prompt_tokens - usage.cached_tokens
-                                  and self.stats().slots_used == 0)
+                self.wait_for_what_comes_next(computed, usage)
                 history += [t.Message(role=3, parts=[t.Part(text=out["text"])]), message("user", f"And of {turn}?")]
             warm = self.chat(history, think=think, max_tokens=40)
             cold = self.cold(history, think=think, max_tokens=40)
@@ -132,9 +130,10 @@ class Stateless(Cached):
         for think in (True, False):
             history = [message("system", f"Be brief. {think} "), message("user", "What is the weather in Oslo?")]
             for turn in range(5):
+                computed = self.stats().cache.tokens_computed
                 out = self.chat(history, PROMPT["tools"], think=think, max_tokens=200, tool_choice=t.ToolChoice(mode=3))
                 self.assertEqual(out["finished"].reason, 2)
-                self.wait_idle()
+                self.wait_for_what_comes_next(computed, out["finished"].usage)
                 call = out["calls"][0]
                 history += [t.Message(role=3, tool_calls=[t.ToolCall(id=call.id, name=call.name, arguments_json=call.arguments_json)]),
                             message("tool", f"{text(40, turn)}", call.id)]
@@ -143,13 +142,12 @@ class Stateless(Cached):
             last = 40 * 2 + 60  # the last result, the message, markers
             self.assertLess(usage.prompt_tokens - usage.cached_tokens, last, (think, usage))
 
-    def wait_idle(self):
-        def is_idle():
+    def wait_for_what_comes_next(self, computed, usage):
+        """More was computed than the request needed, and nothing is under way."""
+        def is_done():
             stats = self.stats()
-            return stats.slots_used == 0 and stats.requests_running == 0
-        for _ in range(3):
-            self.d.wait_until(is_idle)
-            time.sleep(0.03)
+            return stats.cache.tokens_computed - computed > usage.prompt_tokens - usage.cached_tokens and stats.slots_used == 0
+        self.d.wait_until(is_done)
 
     def test_a_salt_is_a_cache_of_its_own(self):
         messages = [message("user", text(200, 91))]

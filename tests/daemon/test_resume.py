@@ -20,7 +20,7 @@ def setUpModule():
     m, s = daemon.module(end_to_end.INFERENCE), daemon.module(end_to_end.SESSION)
     t = daemon.module("deltad/v1/types.proto")
     end_to_end.t, end_to_end.m, end_to_end.s = t, m, s
-    d = daemon.Daemon(limits={"resume_limit": "2s", "detach_limit": "3s"})
+    d = daemon.Daemon(limits={"resume_limit": "5s", "detach_limit": "3s"})
     inference, sessions = d.stub(end_to_end.INFERENCE, "InferenceService"), d.stub(end_to_end.SESSION, "SessionService")
     model = d.stub(MODEL, "ModelService")
 
@@ -84,7 +84,7 @@ class Resume(unittest.TestCase):
         out = gather(resume(i))
         self.assertEqual(out["finished"].usage.completion_tokens, 60)
         self.refused(resume(i, 10000), grpc.StatusCode.INVALID_ARGUMENT, "FIELD_INVALID")
-        time.sleep(2.5)
+        time.sleep(5.5)
         self.refused(resume(i), grpc.StatusCode.NOT_FOUND, "REQUEST_UNKNOWN")
         # without detach nothing is kept
         call = inference.Chat(story(max_tokens=60))
