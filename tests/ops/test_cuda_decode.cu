@@ -6,6 +6,7 @@
  *   ./test_cuda_decode [--small] [SEED]        --small: few small shapes, for compute-sanitizer
  *   ./test_cuda_decode --bench [ROWS]          times at the shapes of 35B, 40 in a row over different weights, in a graph with
  *                                              dependent launch
+ *   ./test_cuda_decode --bench-tiles [ROWS]    the same for prefill's tiles, without a graph
  *
  * Rows alone and among others must have equal bits. Exit 1 if a bound is not kept. */
 #include <cmath>
@@ -656,10 +657,69 @@ static int bench(uint32_t n)
     return 0;
 }
 
+/* Prefill's products at the shapes of 35B, random routing. */
+static int bench_tiles(uint32_t n)
+{
+    enum { L = 2, TIMES = 6 };
+    const uint32_t hidden = 2048, E = 256, width = 512;
+    OK(cudaMalloc(&pool, pool_size));
+    bf16 *x = take<bf16>((size_t)n * 4096), *p = take<bf16>((size_t)n * 12352);
+    float *h = take<float>((size_t)n * hidden), *router = take<float>((size_t)n * 260);
+    de_cu_fill_rows(NULL, x, (size_t)n * 4096, 1, 1);
+    de_cu_fill_vector(NULL, h, n * hidden, -1, 1, 2);
+    de_cu_fill_vector(NULL, router, n * 260, -2, 2, 3);
+    de_cu_linear in[L], out[L], ain[L];
+    de_cu_experts ex[L];
+    for (int i = 0; i < L; i++) {
+        in[i] = random_linear(12352, hidden, false);
+        out[i] = random_linear(hidden, 4096, false);
+        ain[i] = random_linear(9216, hidden, true);
+        de_cu_experts &e = ex[i];
+        e = { E, 8, hidden, width, width };
+        e.shared_gate_up = random_linear(2 * width, hidden, false);
+        e.shared_down = random_linear(hidden, width, false);
+        e.gate_up = random_linear(E * 2 * width, hidden, true);
+        e.down = random_linear(E * hidden, width, true);
+        e.gate_up.out = 2 * width, e.down.out = hidden;
+        e.gate_up_stride = (size_t)2 * width * hidden, e.down_stride = (size_t)hidden * width;
+        e.gate_up_scales = 2 * width, e.down_scales = hidden;
+    }
+    void *work = take<uint8_t>(de_cu_moe_tile_bytes(ex[0], n));
+    const auto time = [&](const char *name, double flop, double bytes, auto f) {
+        cudaEvent_t a, b;
+        float ms = 0;
+        OK(cudaEventCreate(&a));
+        OK(cudaEventCreate(&b));
+        f(0), f(1);
+        OK(cudaEventRecord(a));
+        for (int i = 0; i < TIMES; i++)
+            f(i % L);
+        OK(cudaEventRecord(b));
+        OK(cudaEventSynchronize(b));
+        OK(cudaEventElapsedTime(&ms, a, b));
+        const double t = ms * 1e-3 / TIMES;
+        printf("%5u rows %-16s %8.1f us %6.1f TFLOP/s %6.0f GB/s of weights\n", n, name, t * 1e6,
+               flop / t * 1e-12, bytes / t * 1e-9);
+    };
+    const double distinct = E * (1 - pow(1 - 8.0 / E, n)), one = 6.0 * width * hidden;
+    time("DeltaNet in", 2.0 * n * 12352 * hidden, 2.0 * 12352 * hidden,
+         [&](int i) { de_cu_linear_tile(NULL, in[i], x, hidden, n, DE_CU_BF16, p, 12352); });
+    time("DeltaNet out", 2.0 * n * 4096 * hidden, 2.0 * 4096 * hidden,
+         [&](int i) { de_cu_linear_tile(NULL, out[i], x, 4096, n, DE_CU_ADD, h, hidden); });
+    time("attention in", 2.0 * n * 9216 * hidden, 9216.0 * hidden,
+         [&](int i) { de_cu_linear_tile(NULL, ain[i], x, hidden, n, DE_CU_BF16, p, 12352); });
+    time("experts", 9.0 * n * one, (distinct / 2 + 1) * one,
+         [&](int i) { de_cu_moe_tile(NULL, ex[i], x, router, 260, n, h, work); });
+    OK(cudaGetLastError());
+    return 0;
+}
+
 int main(int argc, char **argv)
 {
     if (argc > 1 && strcmp(argv[1], "--bench") == 0)
         return bench(argc > 2 ? (uint32_t)atoi(argv[2]) : 1);
+    if (argc > 1 && strcmp(argv[1], "--bench-tiles") == 0)
+        return bench_tiles(argc > 2 ? (uint32_t)atoi(argv[2]) : 8192);
     const bool small = argc > 1 && strcmp(argv[1], "--small") == 0;
     state = argc > 1 + small ? strtoull(argv[1 + small], NULL, 10) * 2 + 1 : 1;
     test_linear(17, 64, false, 64, 1);
@@ -667,6 +727,7 @@ int main(int argc, char **argv)
     test_linear(257, 96, true, 32, 9);
     test_tile(17, 64, false, 64, 3);
     test_tile(300, 96, true, 32, 40);
+    test_tile(264, 96, true, 96, 70);
     test_gdn(1, 2, 64, 2);
     test_moe(24, 6, 64, 64, 96, true, false, 0, 2, false);
     test_moe(64, 8, 64, 32, 32, true, false, 32, 17, true);
@@ -689,6 +750,14 @@ int main(int argc, char **argv)
             test_tile(512, 1024, true, 128, n);
         }
         test_moe(16, 4, 256, 64, 64, true, false, 0, 900, false);
+        for (uint32_t n : { 65u, 129u, 1000u }) {
+            test_tile(12352, 2048, false, 2048, n);
+            test_tile(2048, 4096, true, 4096, n);
+        }
+        test_moe(16, 4, 256, 64, 64, true, false, 0, 8200, false); /* more than one slice */
+        test_moe(8, 2, 256, 96, 96, false, false, 0, 700, false);  /* bf16, no whole tiles */
+        test_moe(2, 2, 128, 64, 64, true, false, 0, 333, false);   /* each has all rows */
+        test_moe(64, 8, 2048, 512, 512, true, false, 0, 640, false);
         test_linear(2048, 4096, false, 4096, 5);
         test_gdn(1, 4, 64, 3);
         for (uint32_t n : { 1u, 7u, 64u })

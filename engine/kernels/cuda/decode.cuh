@@ -182,7 +182,7 @@ template <class... P, class... A>
 void cu_launch_threads(void (*kernel)(P...), dim3 grid, uint32_t threads, size_t shared,
                        cudaStream_t stream, bool dependent, A... a)
 {
-    if (shared > 48 * 1024)
+    if (shared > 40 * 1024) /* the limit is 48 KiB with what the kernel itself declares */
         (void)cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                    (int)shared);
     cudaLaunchConfig_t c = {};

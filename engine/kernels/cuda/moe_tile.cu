@@ -39,7 +39,7 @@ tables tables_at(const de_cu_experts &e, uint32_t rows, void *workspace, size_t 
     tables t;
     const size_t pairs = (size_t)rows * e.top_k;
     t.act_width = e.width > e.shared_width ? e.width : e.shared_width;
-    t.max_entries = entries_max(e, rows, tile_small::BN);
+    t.max_entries = entries_max(e, rows, 16);
     t.id = room.take<uint32_t>(pairs);
     t.weight = room.take<float>((pairs + rows));
     t.count = room.take<uint32_t>(e.n_experts);
@@ -73,42 +73,59 @@ __global__ void __launch_bounds__(256)
         t.weight[rows * k + row] = 1.0f / (1.0f + expf(-logits[E]));
 }
 
-/* A block lists the pairs of its expert, in order. */
-__global__ void __launch_bounds__(256) list_kernel(uint32_t pairs, uint32_t rows, tables t)
+enum { LIST_WARPS = 16 };
+
+/* A block lists the pairs of its expert, in order: each warp counts those of its part, then writes them behind the ones before. */
+__global__ void __launch_bounds__(LIST_WARPS * 32)
+    list_kernel(uint32_t pairs, uint32_t rows, tables t)
 {
-    __shared__ uint32_t of_warp[8], base;
-    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    uint32_t *to = t.list + (size_t)blockIdx.x * rows;
-    if (threadIdx.x == 0)
-        base = 0;
+    __shared__ uint32_t of_warp[LIST_WARPS];
+    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32,
+                   part = (pairs + LIST_WARPS * 128 - 1) / (LIST_WARPS * 128) * 128,
+                   end = min(pairs, (warp + 1) * part);
+    const auto found = [&](uint32_t i) { /* bit j: pair i + j is this expert's */
+                                         uint32_t mine = 0;
+                                         if (i + 4 <= end) {
+                                             const uint4 v = *(const uint4 *)(t.id + i);
+                                             mine = (v.x == blockIdx.x) | (v.y == blockIdx.x) << 1 |
+                                                    (v.z == blockIdx.x) << 2 |
+                                                    (v.w == blockIdx.x) << 3;
+                                         } else {
+                                             for (uint32_t j = 0; i + j < end; j++)
+                                                 mine |= (t.id[i + j] == blockIdx.x) << j;
+                                         }
+                                         return mine;
+    };
+    uint32_t n = 0;
+#pragma unroll 4
+    for (uint32_t i = warp * part + lane * 4; i < end; i += 128)
+        n += __popc(found(i));
+    n = __reduce_add_sync(~0u, n);
+    if (lane == 0)
+        of_warp[warp] = n;
     __syncthreads();
-    for (uint32_t i0 = 0; i0 < pairs; i0 += 1024) { /* thread: four neighbours */
-        const uint32_t i = i0 + threadIdx.x * 4;
-        uint32_t mine = 0;
+    uint32_t at = 0, all = 0;
 #pragma unroll
-        for (int j = 0; j < 4; j++)
-            mine |= i + j < pairs && t.id[i + j] == blockIdx.x ? 1u << j : 0;
+    for (uint32_t w = 0; w < LIST_WARPS; w++) {
+        at += w < warp ? of_warp[w] : 0;
+        all += of_warp[w];
+    }
+    uint32_t *to = t.list + (size_t)blockIdx.x * rows;
+#pragma unroll 4
+    for (uint32_t i0 = warp * part; i0 < end; i0 += 128) {
+        const uint32_t i = i0 + lane * 4, mine = i < end ? found(i) : 0;
+        if (!__any_sync(~0u, mine))
+            continue;
         const uint32_t before = cu_rising_sum((uint32_t)__popc(mine));
-        if (lane == 31)
-            of_warp[warp] = before;
-        __syncthreads();
-        uint32_t at = base + before - __popc(mine), all = 0;
-#pragma unroll
-        for (uint32_t w = 0; w < 8; w++) {
-            at += w < warp ? of_warp[w] : 0;
-            all += of_warp[w];
-        }
+        uint32_t p = at + before - __popc(mine);
 #pragma unroll
         for (int j = 0; j < 4; j++)
             if (mine >> j & 1)
-                to[at++] = i + j;
-        __syncthreads();
-        if (threadIdx.x == 0)
-            base += all;
-        __syncthreads();
+                to[p++] = i + j;
+        at += __shfl_sync(~0u, before, 31);
     }
     if (threadIdx.x == 0)
-        t.count[blockIdx.x] = base;
+        t.count[blockIdx.x] = all;
 }
 
 /* One block: the experts' lists in pieces of bn. */
@@ -133,37 +150,27 @@ __global__ void __launch_bounds__(1024) entries_kernel(uint32_t E, uint32_t bn, 
         *t.n_entries = all;
 }
 
-/* A tile's list of pairs; SHARED: pairs behind those of the experts, in order. */
-template <class S, bool SHARED> struct piece {
-    uint32_t expert, n, first, pair0;
-    const uint32_t *list;
-    __device__ __forceinline__ bool find(const tables &t, uint32_t rows, uint32_t k)
-    {
-        if (SHARED) {
-            expert = 0;
-            first = blockIdx.y * S::BN;
-            n = min((uint32_t)S::BN, rows - first);
-            pair0 = rows * k;
-            return true;
-        }
+/* A tile's pairs into shared memory. `shared`: of the shared expert, pairs behind those of the others, in order. False: no tile. */
+template <int BN>
+__device__ __forceinline__ bool find_pairs(const tables &t, uint32_t rows, uint32_t k, bool shared,
+                                           uint32_t *ret_pairs, uint32_t &ret_n,
+                                           uint32_t &ret_expert)
+{
+    const uint32_t first = blockIdx.y * BN;
+    entry e = { 0, first, min((uint32_t)BN, rows - first) };
+    if (!shared) {
         if (blockIdx.y >= *t.n_entries)
             return false;
-        const entry e = t.entries[blockIdx.y];
-        expert = e.expert;
-        n = e.n;
-        first = 0;
-        list = t.list + (size_t)e.expert * rows + e.first;
-        return true;
+        e = t.entries[blockIdx.y];
     }
-    __device__ __forceinline__ uint32_t pair(uint32_t i) const
-    {
-        return SHARED ? pair0 + first + i : list[i];
-    }
-    __device__ __forceinline__ uint32_t row(uint32_t i, uint32_t k) const
-    {
-        return SHARED ? first + i : list[i] / k;
-    }
-};
+    for (uint32_t i = threadIdx.x; i < e.n; i += blockDim.x)
+        ret_pairs[i] =
+            shared ? rows * k + first + i : t.list[(size_t)e.expert * rows + e.first + i];
+    __syncthreads();
+    ret_n = e.n;
+    ret_expert = e.expert;
+    return true;
+}
 
 __device__ __forceinline__ de_cu_linear of_expert(de_cu_linear l, uint32_t e, size_t stride,
                                                   size_t scales)
@@ -173,59 +180,64 @@ __device__ __forceinline__ de_cu_linear of_expert(de_cu_linear l, uint32_t e, si
     return l;
 }
 
-template <class S, bool INT8, bool GROUPS, bool SHARED>
-__global__ void __launch_bounds__(T_THREADS, 1)
-    gate_up_kernel(const de_cu_experts e, const bf16 *x, uint32_t rows, tables t)
+template <class S, bool INT8, bool GROUPS>
+__global__ void __launch_bounds__(S::THREADS, S::BLOCKS)
+    gate_up_kernel(const de_cu_experts e, const bf16 *x, uint32_t rows, bool is_shared, tables t)
 {
-    extern __shared__ __align__(128) char shared[];
-    piece<S, SHARED> p;
-    if (!p.find(t, rows, e.top_k))
-        return;
-    const de_cu_linear w = SHARED
-                               ? e.shared_gate_up
-                               : of_expert(e.gate_up, p.expert, e.gate_up_stride, e.gate_up_scales);
-    const uint32_t tile0 = blockIdx.x * (S::BM / 16), half = S::BM / 2;
-    const float *out = tile_product<S, INT8, GROUPS>(
-        w, tile0,
-        [&](uint32_t i) { return i < p.n ? x + (size_t)p.row(i, e.top_k) * e.hidden : NULL; },
-        shared);
-    for (uint32_t i = threadIdx.x; i < p.n * half; i += T_THREADS) {
-        const uint32_t r = i / half, j = i % half, at = j / 8 * 16 + j % 8, o = tile0 * 16 + at;
-        if (o >= w.out)
-            continue;
-        float gate = out[r * S::LD + at], up = out[r * S::LD + at + 8];
-        if (INT8 && !GROUPS) {
-            gate *= w.scale[o];
-            up *= w.scale[o + 8];
+    if constexpr (tile_is_here<S, GROUPS>()) {
+        extern __shared__ __align__(1024) char shared[];
+        __shared__ uint32_t pairs[S::BN];
+        uint32_t n, expert;
+        if (!find_pairs<S::BN>(t, rows, e.top_k, is_shared, pairs, n, expert))
+            return;
+        const de_cu_linear w =
+            is_shared ? e.shared_gate_up
+                      : of_expert(e.gate_up, expert, e.gate_up_stride, e.gate_up_scales);
+        const uint32_t tile0 = blockIdx.x * (S::BM / 16), half = S::BM / 2, behind = rows * e.top_k;
+        const float *out = tile_product<S, INT8, GROUPS>(
+            w, tile0,
+            [&](uint32_t i) {
+                return i < n ? x + (size_t)(is_shared ? pairs[i] - behind : pairs[i] / e.top_k) *
+                                       e.hidden
+                             : NULL;
+            },
+            shared);
+        for (uint32_t i = threadIdx.x * 4; i < n * half; i += S::THREADS * 4) {
+            const uint32_t r = i / half, j = i % half, at = j / 8 * 16 + j % 8, o = tile0 * 16 + at;
+            if (o >= w.out)
+                continue;
+            const float4 gate = tile_get < INT8 && !GROUPS > (out + r * S::LD + at, w, o),
+                         up = tile_get < INT8 && !GROUPS > (out + r * S::LD + at + 8, w, o + 8);
+            *(uint2 *)(t.act + (size_t)pairs[r] * t.act_width + tile0 * 8 + j) =
+                make_uint2(cu_pack(cu_silu(gate.x) * up.x, cu_silu(gate.y) * up.y),
+                           cu_pack(cu_silu(gate.z) * up.z, cu_silu(gate.w) * up.w));
         }
-        t.act[(size_t)p.pair(r) * t.act_width + tile0 * 8 + j] =
-            __float2bfloat16(cu_silu(gate) * up);
     }
 }
 
-template <class S, bool INT8, bool GROUPS, bool SHARED>
-__global__ void __launch_bounds__(T_THREADS, 1)
-    down_kernel(const de_cu_experts e, uint32_t rows, tables t)
+template <class S, bool INT8, bool GROUPS>
+__global__ void __launch_bounds__(S::THREADS, S::BLOCKS)
+    down_kernel(const de_cu_experts e, uint32_t rows, bool is_shared, tables t)
 {
-    extern __shared__ __align__(128) char shared[];
-    piece<S, SHARED> p;
-    if (!p.find(t, rows, e.top_k))
-        return;
-    const de_cu_linear w =
-        SHARED ? e.shared_down : of_expert(e.down, p.expert, e.down_stride, e.down_scales);
-    const uint32_t tile0 = blockIdx.x * (S::BM / 16);
-    const float *out = tile_product<S, INT8, GROUPS>(
-        w, tile0,
-        [&](uint32_t i) { return i < p.n ? t.act + (size_t)p.pair(i) * t.act_width : NULL; },
-        shared);
-    for (uint32_t i = threadIdx.x; i < p.n * S::BM; i += T_THREADS) {
-        const uint32_t r = i / S::BM, o = tile0 * 16 + i % S::BM;
-        if (o >= w.out)
-            continue;
-        float v = out[r * S::LD + i % S::BM];
-        if (INT8 && !GROUPS)
-            v *= w.scale[o];
-        t.out[(size_t)p.pair(r) * e.hidden + o] = v;
+    if constexpr (tile_is_here<S, GROUPS>()) {
+        extern __shared__ __align__(1024) char shared[];
+        __shared__ uint32_t pairs[S::BN];
+        uint32_t n, expert;
+        if (!find_pairs<S::BN>(t, rows, e.top_k, is_shared, pairs, n, expert))
+            return;
+        const de_cu_linear w =
+            is_shared ? e.shared_down : of_expert(e.down, expert, e.down_stride, e.down_scales);
+        const uint32_t tile0 = blockIdx.x * (S::BM / 16);
+        const float *out = tile_product<S, INT8, GROUPS>(
+            w, tile0,
+            [&](uint32_t i) { return i < n ? t.act + (size_t)pairs[i] * t.act_width : NULL; },
+            shared);
+        for (uint32_t i = threadIdx.x * 4; i < n * S::BM; i += S::THREADS * 4) {
+            const uint32_t r = i / S::BM, o = tile0 * 16 + i % S::BM;
+            if (o < w.out)
+                *(float4 *)(t.out + (size_t)pairs[r] * e.hidden + o) =
+                    tile_get < INT8 && !GROUPS > (out + r * S::LD + i % S::BM, w, o);
+        }
     }
 }
 
@@ -246,24 +258,23 @@ __global__ void __launch_bounds__(256)
     }
 }
 
-template <bool SHARED>
 void product(cudaStream_t stream, const de_cu_experts &e, const bf16 *x, uint32_t rows,
-             const tables &t, bool down, bool large)
+             const tables &t, bool down, bool shared, tile_size size)
 {
     const de_cu_linear &w =
-        SHARED ? (down ? e.shared_down : e.shared_gate_up) : (down ? e.down : e.gate_up);
-    choose_tile(w, large, [&](auto shape, auto int8, auto groups) {
+        shared ? (down ? e.shared_down : e.shared_gate_up) : (down ? e.down : e.gate_up);
+    choose_tile(w, size, [&](auto shape, auto int8, auto groups) {
         typedef decltype(shape) S;
         constexpr bool INT8 = decltype(int8)::value, GROUPS = decltype(groups)::value;
-        const uint32_t n = SHARED ? (rows + S::BN - 1) / S::BN : entries_max(e, rows, S::BN);
+        const uint32_t n = shared ? (rows + S::BN - 1) / S::BN : entries_max(e, rows, S::BN);
         const dim3 grid((w.out + S::BM - 1) / S::BM, n);
         const size_t bytes = S::template shared_bytes<INT8>();
         if (down)
-            cu_launch_threads(down_kernel<S, INT8, GROUPS, SHARED>, grid, T_THREADS, bytes, stream,
-                              false, e, rows, t);
+            cu_launch_threads(down_kernel<S, INT8, GROUPS>, grid, S::THREADS, bytes, stream, false,
+                              e, rows, shared, t);
         else
-            cu_launch_threads(gate_up_kernel<S, INT8, GROUPS, SHARED>, grid, T_THREADS, bytes,
-                              stream, false, e, x, rows, t);
+            cu_launch_threads(gate_up_kernel<S, INT8, GROUPS>, grid, S::THREADS, bytes, stream,
+                              false, e, x, rows, shared, t);
     });
 }
 
@@ -284,23 +295,28 @@ void de_cu_moe_tile(cudaStream_t stream, const de_cu_experts &e, const bf16 *x, 
         size_t bytes;
         const tables t = tables_at(e, n, workspace, &bytes);
         const bf16 *xs = x + (size_t)r * e.hidden;
-        /* many rows an expert fill a large tile; few would waste it. A matrix whose groups need the small one decides for both:
-         * they share the list. */
-        const bool groups = (e.gate_up.scale && e.gate_up.group < e.gate_up.in) ||
-                            (e.down.scale && e.down.group < e.down.in);
-        const bool large = !groups && pairs > 48 * e.n_experts;
+        /* A tile for about twice an expert's share of rows; more waste products, fewer read weights again. */
+        const uint32_t share = pairs / e.n_experts;
+        tile_size size = share > 56   ? TILE_128
+                         : share > 20 ? TILE_64
+                         : share > 6  ? TILE_32
+                                      : TILE_16;
+        /* A matrix whose groups need the small one decides for both: they share the list. */
+        const bool groups = tile_has_groups(e.gate_up) || tile_has_groups(e.down);
+        if (groups)
+            size = TILE_32;
         if (e.n_experts <= 256)
             route_kernel<8><<<(n + 7) / 8, 256, 0, stream>>>(router + r * ldr, ldr, e.n_experts,
                                                              e.top_k, n, t);
         else
             route_kernel<32><<<(n + 7) / 8, 256, 0, stream>>>(router + r * ldr, ldr, e.n_experts,
                                                               e.top_k, n, t);
-        list_kernel<<<e.n_experts, 256, 0, stream>>>(pairs, n, t);
-        entries_kernel<<<1, 1024, 0, stream>>>(e.n_experts, large ? tile_large::BN : tile_small::BN,
-                                               t);
+        list_kernel<<<e.n_experts, LIST_WARPS * 32, 0, stream>>>(pairs, n, t);
+        entries_kernel<<<1, 1024, 0, stream>>>(e.n_experts, tile_rows(groups, size), t);
         for (bool down : { false, true }) {
-            product<false>(stream, e, xs, n, t, down, large);
-            product<true>(stream, e, xs, n, t, down, n > 96);
+            const uint32_t out = down ? e.hidden : 2 * e.shared_width;
+            product(stream, e, xs, n, t, down, false, size);
+            product(stream, e, xs, n, t, down, true, tile_for(out, n));
         }
         combine_kernel<<<n, 256, 0, stream>>>(e.top_k, e.hidden, n, t, h + (size_t)r * e.hidden);
     }

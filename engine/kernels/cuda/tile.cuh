@@ -1,15 +1,20 @@
 /* tile.cuh -- matrices times many rows: tiles of outputs x rows on tensor cores, for one matrix or one for each expert.
  *
- * A block makes BM outputs of BN rows. Weights are the A operand, already in the order of fragments, so that a warp reads them from
- * shared memory as they came; rows of x are the B operand, in rows of 128 bytes with their 16-byte pieces exchanged (piece ^ row % 8)
- * so that ldmatrix meets no bank twice. Both come by cp.async, STAGES deep. Results go through shared memory, so that rows are written
- * whole. Every sum is one chain of mma in rising k, whatever the tile: bits do not depend on its shape. */
+ * A block makes BM outputs of BN rows; results go through shared memory, so that rows are written whole. Two instructions: wgmma
+ * (tile_wgmma.cuh) on sm_90a for matrices with at most one scale a row, else mma.sync (here): for those with scale groups, which
+ * are rare, and before sm_90. The matrix and the device choose, never the number of rows, and every sum is one chain in rising k
+ * whatever the tile: bits of a row do not depend on the others.
+ *
+ * mma.sync: weights are the A operand, already in the order of fragments, so that a warp reads them from shared memory as they came;
+ * rows of x are the B operand, in rows of 128 bytes with their 16-byte pieces exchanged (piece ^ row % 8) so that ldmatrix meets no
+ * bank twice. Both come by cp.async, STAGES deep. */
 #ifndef DE_KERNELS_CUDA_TILE_CUH
 #define DE_KERNELS_CUDA_TILE_CUH
 
 #include <type_traits>
 
 #include "kernels/cuda/decode.cuh"
+#include "kernels/cuda/tile_wgmma.cuh"
 
 namespace
 {
@@ -18,6 +23,8 @@ enum { T_WARPS = 8, T_THREADS = T_WARPS * 32, T_TILES = 2 /* of 32 columns a sta
 
 /* WM x WN warps of MT x NT fragments. */
 template <int WM_, int WN_, int MT_, int NT_, int STAGES_> struct tile_shape {
+    static constexpr bool WGMMA = false;
+    static constexpr int THREADS = T_THREADS, BLOCKS = 1;
     static constexpr int WM = WM_, WN = WN_, MT = MT_, NT = NT_, STAGES = STAGES_;
     static constexpr int BM = WM * MT * 16, BN = WN * NT * 8, LD = BM + 4;
     template <bool INT8> __host__ __device__ static constexpr int a_bytes()
@@ -34,11 +41,10 @@ template <int WM_, int WN_, int MT_, int NT_, int STAGES_> struct tile_shape {
 typedef tile_shape<4, 2, 4, 8, 4> tile_large; /* 256 x 128 */
 typedef tile_shape<8, 1, 1, 4, 4> tile_small; /* 128 x 32 */
 
-/* out [BN][LD] float in shared memory = rows of x times W, unscaled if it has one scale a row. row_of(i): where row i of the tile
- * begins, or NULL. Ends with a barrier. */
+/* As wgmma_product(), and with GROUPS scaled. */
 template <class S, bool INT8, bool GROUPS, class F>
-__device__ __forceinline__ float *tile_product(const de_cu_linear &w, uint32_t tile0, F row_of,
-                                               char *shared)
+__device__ __forceinline__ float *mma_product(const de_cu_linear &w, uint32_t tile0, F row_of,
+                                              char *shared)
 {
     constexpr int A = S::template a_bytes<INT8>(), B = S::b_bytes, TILE = INT8 ? 512 : 1024;
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, wm = warp % S::WM,
@@ -145,20 +151,105 @@ __device__ __forceinline__ float *tile_product(const de_cu_linear &w, uint32_t t
     return out;
 }
 
-/* Calls launch(shape, int8, groups) with the types for a matrix and that many rows; int8 and groups are std::bool_constants. Scale
- * groups keep two sums: only the small tile has registers for that. */
-template <class F> void choose_tile(const de_cu_linear &w, bool large, F launch)
+/* Whether the code for this architecture has the kernel: the others are empty. */
+template <class S, bool GROUPS> __device__ constexpr bool tile_is_here()
 {
-    if (w.scale && w.group < w.in)
-        launch(tile_small(), std::true_type(), std::true_type());
-    else if (w.scale && large)
-        launch(tile_large(), std::true_type(), std::false_type());
-    else if (w.scale)
-        launch(tile_small(), std::true_type(), std::false_type());
-    else if (large)
-        launch(tile_large(), std::false_type(), std::false_type());
+    return S::WGMMA ? DE_CU_HAS_WGMMA : GROUPS || !DE_CU_HAS_WGMMA;
+}
+
+/* out [BN][LD] float in shared memory = rows of x times W, unscaled if it has one scale a row. row_of(i): where row i of the tile
+ * begins, or NULL. `shared` lies at a multiple of 1,024. Ends with a barrier. */
+template <class S, bool INT8, bool GROUPS, class F>
+__device__ __forceinline__ float *tile_product(const de_cu_linear &w, uint32_t tile0, F row_of,
+                                               char *shared)
+{
+#if DE_CU_HAS_WGMMA
+    if constexpr (S::WGMMA)
+        return wgmma_product<S, INT8>(w, tile0, row_of, shared);
     else
-        launch(tile_small(), std::false_type(), std::false_type());
+#endif
+        return mma_product<S, INT8, GROUPS>(w, tile0, row_of, shared);
+}
+
+/* Four neighbouring outputs of a tile from o on, times their scales if it has any left. */
+template <bool SCALED>
+__device__ __forceinline__ float4 tile_get(const float *out, const de_cu_linear &w, uint32_t o)
+{
+    float4 v = *(const float4 *)out;
+    if (SCALED) { /* padded to 16 */
+        const float *s = w.scale + o;
+        v.x *= s[0], v.y *= s[1], v.z *= s[2], v.w *= s[3];
+    }
+    return v;
+}
+
+/* ---- host */
+
+inline bool tile_has_wgmma()
+{
+    static int major;
+    if (!major) {
+        int device = 0;
+        (void)cudaGetDevice(&device);
+        (void)cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    }
+    return major == 9;
+}
+inline bool tile_has_groups(const de_cu_linear &w)
+{
+    return w.scale && w.group < w.in;
+}
+
+enum tile_size { TILE_16, TILE_32, TILE_64, TILE_128 }; /* rows of x in a tile, by wgmma */
+typedef wgmma_shape<1, 1, 16, 3> wgmma_16;              /* 64 x 16, three blocks an SM */
+typedef wgmma_shape<1, 1, 32, 3> wgmma_32;
+typedef wgmma_shape<2, 1, 64, 2> wgmma_64;   /* 128 x 64 */
+typedef wgmma_shape<2, 2, 128, 1> wgmma_128; /* 256 x 128 */
+
+/* Calls launch(shape, int8, groups) with the types for a matrix; int8 and groups are std::bool_constants. Scale groups keep two sums:
+ * only mma.sync's small tile has registers for that. */
+template <class F> void choose_tile(const de_cu_linear &w, tile_size size, F launch)
+{
+    const auto by_type = [&](auto shape) {
+        if (w.scale)
+            launch(shape, std::true_type(), std::false_type());
+        else
+            launch(shape, std::false_type(), std::false_type());
+    };
+    if (tile_has_groups(w))
+        launch(tile_small(), std::true_type(), std::true_type());
+    else if (!tile_has_wgmma() && size == TILE_128)
+        by_type(tile_large());
+    else if (!tile_has_wgmma())
+        by_type(tile_small());
+    else if (size == TILE_128)
+        by_type(wgmma_128());
+    else if (size == TILE_64)
+        by_type(wgmma_64());
+    else if (size == TILE_32)
+        by_type(wgmma_32());
+    else
+        by_type(wgmma_16());
+}
+/* Rows in a tile of choose_tile(). */
+inline uint32_t tile_rows(bool groups, tile_size size)
+{
+    if (groups || !tile_has_wgmma())
+        return !groups && size == TILE_128 ? tile_large::BN : tile_small::BN;
+    return size == TILE_16 ? 16 : size == TILE_32 ? 32 : size == TILE_64 ? 64 : 128;
+}
+/* The largest tile of which there are enough to occupy the multiprocessors. */
+inline tile_size tile_for(uint32_t out, uint32_t rows)
+{
+    const uint32_t enough = cu_multiprocessors() * 2 / 3;
+    const auto count = [&](uint32_t bm, uint32_t bn) {
+        return ((out + bm - 1) / bm) * ((rows + bn - 1) / bn);
+    };
+    if (rows > 64 && count(256, 128) >= enough)
+        return TILE_128;
+    if (rows > 32 && count(128, 64) >= enough)
+        return TILE_64;
+    return rows > 16 && count(64, 32) >= enough ? TILE_32 : TILE_16;
 }
 
 } // namespace
