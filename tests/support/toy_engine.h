@@ -1,5 +1,5 @@
 /* toy_engine.h -- a model and a tokenizer of a few lines, which take the place of the real ones at link
- * time, and helpers to drive an engine on them.
+ * time.
  *
  * The model's state is a hash of all it was given, of every position included at which a prefill was
  * cut off a multiple of DE_CHUNK (unless toy_ignores_cuts): if the engine cut according to load,
@@ -9,17 +9,14 @@
 #ifndef TOY_ENGINE_H
 #define TOY_ENGINE_H
 
-#pragma GCC diagnostic ignored "-Wunused-function"
+#include "support/engine_steps.h"
 
-#include "support/tap.h"
-
-#include "delta/delta.h"
 #include "model/forward.h"
 
 enum {
     VOCAB = 2048,
     TOKENS = 500,
-    TAG = 300,
+    TAG = 300, /* what engine_steps.h counts */
     CLOSE = 301,
     EOS = 400,
     NAN_TOKEN = 401,
@@ -322,73 +319,6 @@ static delta_engine *open_engine(uint32_t sessions, uint64_t kv_tokens, uint32_t
         exit(1);
     }
     return e;
-}
-
-typedef struct result {
-    uint32_t ids[600];
-    float logprobs[600];
-    uint32_t n;
-    char text[2000];
-    size_t len;
-    bool finished;
-    uint32_t n_added, prefill_done, prefill_total;
-    enum delta_finish reason;
-    uint32_t stop, n_prompt, n_cached, n_generated;
-    delta_error error;
-} result;
-
-static int step(delta_engine *e)
-{
-    const delta_event *v;
-    size_t n;
-    int r = delta_step(e, &v, &n, NULL);
-    for (size_t i = 0; r == 0 && i < n; i++) {
-        result *x = v[i].user;
-        CHECK(!x->finished);
-        switch (v[i].kind) {
-        case DELTA_EVENT_PREFILL:
-            x->prefill_done = v[i].prefill.done;
-            x->prefill_total = v[i].prefill.total;
-            break;
-        case DELTA_EVENT_TOKEN:
-            x->ids[x->n] = v[i].token.id;
-            x->logprobs[x->n++] = v[i].token.logprob;
-            break;
-        case DELTA_EVENT_TEXT:
-            memcpy(x->text + x->len, v[i].text.bytes, v[i].text.len);
-            x->len += v[i].text.len;
-            x->n_added += v[i].text.added_id == TAG;
-            break;
-        case DELTA_EVENT_FINISHED:
-            x->finished = true;
-            x->reason = v[i].finished.reason;
-            x->stop = v[i].finished.stop;
-            x->n_prompt = v[i].finished.n_prompt;
-            x->n_cached = v[i].finished.n_cached;
-            x->n_generated = v[i].finished.n_generated;
-            x->error = v[i].finished.error;
-            break;
-        }
-    }
-    return r < 0 ? r : (int)n;
-}
-
-static void run(delta_engine *e, delta_session *s)
-{
-    for (int i = 0; i < 5000 && delta_session_busy(s); i++)
-        (void)step(e);
-    CHECK(!delta_session_busy(s));
-}
-
-static const delta_sampling greedy = { .top_p = 1, .repetition_penalty = 1 };
-
-static delta_session *new_session(delta_engine *e, uint32_t ctx, result *x)
-{
-    delta_session *s = NULL;
-    memset(x, 0, sizeof *x);
-    CHECK_EQ(delta_session_new(e, 0, x, &s, NULL), 0);
-    CHECK_EQ(delta_session_reserve(s, ctx, NULL), 0);
-    return s;
 }
 
 static void append_count(delta_session *s, uint32_t n, uint32_t salt)

@@ -1,20 +1,14 @@
 /* What sessions leave behind and find again: random trees of sessions that append, generate, fork,
  * rewind, park, are cancelled and freed, in pools too small for them, say what each timeline says
  * alone and cold. The model (support/toy_engine.h) looks after the pages itself. */
+#include "support/random_sessions.h"
 #include "support/toy_engine.h"
 
-enum { SESSIONS = 24, SEATS = 6, CTX = 700, OPERATIONS = 100000 };
+enum { OPERATIONS = 100000 };
 
 __attribute__((constructor)) static void slow(void)
 {
     tap_timeout_s = 300;
-}
-
-static uint64_t random_state;
-static uint32_t rnd(uint32_t n)
-{
-    random_state = random_state * 6364136223846793005u + 1442695040888963407u;
-    return (uint32_t)(random_state >> 33) % n;
 }
 
 static delta_engine *open_tiers(uint32_t seats, uint64_t kv_tokens, uint32_t checkpoints,
@@ -56,189 +50,43 @@ static uint32_t cold_token(const uint32_t *ids, uint32_t n)
     return x.ids[0];
 }
 
-typedef struct one {
-    delta_session *s;
-    uint32_t ids[CTX], n;
-    result x;
-    bool is_generating;
-} one;
-
-static void check_timeline(const one *o)
+static uint32_t toy_token(uint32_t salt, uint32_t at)
 {
-    size_t n = 0;
-    const uint32_t *ids = delta_session_tokens(o->s, &n);
-    CHECK_EQ(n, o->n);
-    CHECK_MEM(ids, n * sizeof *ids, o->ids, o->n * sizeof *ids);
+    return (salt + at) % 250;
 }
 
-/* Takes steps until all are idle or, with `steps`, so many; timelines follow what was said. */
-static void work(delta_engine *e, one *all, uint32_t steps)
+/* ids [n + 1]: the last is what was said. */
+static void says_the_same(const uint32_t *ids, uint32_t n, float logprob)
 {
-    for (uint32_t i = 0, last = n_forwards; steps == 0 || i < steps; i++) {
-        const int n = step(e);
-        CHECK(n >= 0);
-        if (n < 0 || (n == 0 && n_forwards == last))
-            break;
-        last = n_forwards;
-    }
-    for (int i = 0; i < SESSIONS; i++) {
-        one *o = &all[i];
-        if (!o->s)
-            continue;
-        memcpy(o->ids + o->n, o->x.ids, o->x.n * sizeof *o->ids);
-        o->n += o->x.n;
-        o->x.n = 0;
-        if (o->x.finished) {
-            o->is_generating = false;
-            o->x.finished = false;
-            size_t length = 0; /* a cancel drops what was never computed */
-            (void)delta_session_tokens(o->s, &length);
-            if (o->x.reason == DELTA_FINISH_CANCELLED && length < o->n)
-                o->n = (uint32_t)length;
-        }
-    }
+    (void)logprob;
+    CHECK_EQ(ids[n], cold_token(ids, n));
 }
 
-static void random_operations(uint64_t host_bytes)
+static void random_tiers(uint64_t host_bytes)
 {
-    static one all[SESSIONS];
-    memset(all, 0, sizeof all);
-    const char *seed = getenv("TEST_SEED");
-    random_state = seed ? strtoull(seed, NULL, 10) : 4711;
+    uint32_t no_room = 0;
+    delta_engine_stats st;
     toy_ignores_cuts = true;
     memset(script, 0, sizeof script);
     delta_engine *e = open_tiers(SEATS, 40 * 64, 9, host_bytes);
-    uint32_t counts[9] = { 0 }, n_busy = 0;
-    for (int op = 0; op < OPERATIONS; op++) {
-        one *o = &all[rnd(SESSIONS)];
-        if (!o->s) {
-            memset(o, 0, sizeof *o);
-            CHECK_EQ(delta_session_new(e, rnd(2), &o->x, &o->s, NULL), 0);
-        }
-        const uint32_t what = rnd(9);
-        const bool is_busy = delta_session_busy(o->s);
-        counts[what]++;
-        switch (what) {
-        case 0:
-        case 1: { /* append: often what others have appended, too */
-            const uint32_t n = rnd(150), salt = rnd(3);
-            if (o->is_generating || o->n + n + 20 > CTX)
-                break;
-            for (uint32_t i = 0; i < n; i++)
-                o->ids[o->n + i] = rnd(400) ? (salt + o->n + i) % 250 : rnd(250);
-            CHECK_EQ(delta_session_append(o->s, o->ids + o->n, n, NULL), 0);
-            o->n += n;
-            delta_session_mark(o->s, rnd(o->n + 1));
-            break;
-        }
-        case 2: { /* say something */
-            if (o->n == 0 || o->is_generating)
-                break;
-            delta_error err = { 0 };
-            int r = delta_session_reserve(o->s, o->n + 20 > CTX ? CTX : o->n + 20, &err);
-            if (r == DELTA_EBUSY) {
-                n_busy++;
-                break;
-            }
-            CHECK_EQ(r, 0);
-            r = delta_session_generate(o->s, &greedy, &(delta_stopping){ .max_tokens = 1 + rnd(8) },
-                                       &err);
-            if (r == DELTA_ESTATE || r == DELTA_ELIMIT)
-                break; /* cut short before, or full */
-            CHECK_EQ(r, 0);
-            o->is_generating = true;
-            o->x.finished = false;
-            break;
-        }
-        case 3: /* take a few steps, or all */
-            work(e, all, rnd(3) ? 1 + rnd(4) : 0);
-            break;
-        case 4: { /* fork */
-            one *to = &all[rnd(SESSIONS)];
-            if (to == o || is_busy)
-                break;
-            delta_session_free(to->s);
-            memcpy(to, o, sizeof *to);
-            memset(&to->x, 0, sizeof to->x);
-            CHECK_EQ(delta_session_fork(o->s, &to->x, &to->s, NULL), 0);
-            break;
-        }
-        case 5: { /* rewind */
-            const uint32_t n = rnd(o->n + 1);
-            const int r = delta_session_rewind(o->s, n, NULL);
-            CHECK(r == 0 || (is_busy && r == DELTA_ESTATE));
-            o->n = r == 0 ? n : o->n;
-            break;
-        }
-        case 6:
-            delta_session_cancel(o->s);
-            work(e, all, 1);
-            break;
-        case 7:
-            delta_session_park(o->s);
-            break;
-        case 8:
-            if (rnd(3) == 0) {
-                delta_session_free(o->s);
-                o->s = NULL;
-                work(e, all, 1);
-            }
-            break;
-        }
-        if (!o->s || op % 10)
-            continue;
-        work(e, all, 0);
-        check_timeline(o);
-        if (delta_session_busy(o->s) || o->n == 0 || o->n + 2 > CTX)
-            continue;
-        /* one more token, from wherever the engine found it best to go on */
-        if (delta_session_reserve(o->s, o->n + 1, NULL) < 0)
-            continue;
-        work(e, all, 0);
-        if (delta_session_generate(o->s, &greedy, &(delta_stopping){ .max_tokens = 1 }, NULL) < 0)
-            continue;
-        const uint32_t n = o->n;
-        o->x.finished = false;
-        work(e, all, 0);
-        CHECK_EQ(o->n, n + 1);
-        CHECK_EQ(o->ids[n], cold_token(o->ids, n));
-        if (tap_failed) {
-            printf("# operation %d\n", op);
-            break;
-        }
-    }
-    delta_engine_stats st;
-    delta_engine_stats_get(e, &st);
-    printf("# %llu of %llu lookups hit, %llu tokens found, %llu computed, %llu evictions, %llu "
-           "moves, %u "
-           "times no room\n",
-           (unsigned long long)st.cache_hits, (unsigned long long)st.cache_finds,
-           (unsigned long long)st.cache_tokens, (unsigned long long)st.prefill_tokens,
-           (unsigned long long)st.cache_evictions, (unsigned long long)st.cache_moves, n_busy);
-    CHECK(st.cache_hits > 1000 && st.cache_evictions > 1000 && n_busy > 1000);
+    random_operations(e, OPERATIONS, toy_token, says_the_same, &st, &no_room);
+    CHECK(st.cache_hits > 1000 && st.cache_evictions > 1000 && no_room > 1000);
     CHECK(host_bytes == 0 ? st.cache_moves == 0 : st.cache_moves > 500);
     CHECK(st.host_pages <= st.host_pages_total && st.host_checkpoints <= st.host_checkpoints_max);
-    for (int i = 0; i < 9; i++)
-        CHECK(counts[i] > OPERATIONS / 18);
-    for (int i = 0; i < SESSIONS; i++)
-        delta_session_free(all[i].s);
-    delta_engine_stats_get(e, &st);
-    CHECK_EQ(st.sessions_used, 0);
-    CHECK_EQ(st.pages_used, 0);
     delta_engine_free(e);
     toy_ignores_cuts = false;
 }
 
 TEST(random_operations_say_what_cold_prompts_say)
 {
-    random_operations(0);
+    random_tiers(0);
 }
 
 TEST(random_operations_over_two_tiers_too)
 {
-    random_operations(100000); /* 10 states and 76 pages */
-    random_operations(20000);
-    random_operations(1000000);
+    random_tiers(100000); /* 10 states and 76 pages */
+    random_tiers(20000);
+    random_tiers(1000000);
 }
 
 /* Tokens that a new session of `owner` finds of ids [n], after which it says one token. */

@@ -1,0 +1,79 @@
+/* test_reuse.c -- what unit/api/test_cache.c asks of the engine, of a real model on a real backend: after random operations on
+ * sessions, in pools too small for them and over two tiers, a timeline goes on as its tokens would cold. States, pages and marks are
+ * copied by the backend here. A cold prompt is computed by prefill alone and cut elsewhere, so numbers are near, not equal.
+ *
+ * TEST_BACKEND: cpu (default) or cuda; TEST_OPERATIONS: how many. */
+#include "support/random_sessions.h"
+
+#include <math.h>
+
+__attribute__((constructor)) static void slow(void)
+{
+    tap_timeout_s = 600;
+}
+
+static delta_engine *open_model(uint32_t seats, uint64_t kv_tokens, uint32_t checkpoints,
+                                uint64_t host_bytes)
+{
+    const char *backend = getenv("TEST_BACKEND");
+    const delta_engine_options o = { .model_dir = DEMO_MODEL_DIR,
+                                     .backend = backend && strcmp(backend, "cuda") == 0
+                                                    ? DELTA_BACKEND_CUDA
+                                                    : DELTA_BACKEND_CPU,
+                                     .max_sessions = seats,
+                                     .kv_tokens = kv_tokens,
+                                     .step_tokens = 128,
+                                     .checkpoints = checkpoints,
+                                     .cache_host_bytes = host_bytes,
+                                     .no_cache = checkpoints == 0 };
+    delta_engine *e = NULL;
+    delta_error err = { 0 };
+    if (delta_engine_open(&o, &e, &err) < 0) {
+        printf("# %s\n", err.text);
+        exit(1);
+    }
+    return e;
+}
+
+static double largest; /* difference of logprobs */
+static uint32_t n_cold;
+
+/* Another token may be as likely, but not more so. */
+static void is_as_likely(const uint32_t *ids, uint32_t n, float logprob)
+{
+    static delta_engine *e;
+    static result x;
+    if (!e)
+        e = open_model(1, 1024, 0, 0);
+    delta_session *s = new_session(e, n + 1, &x);
+    CHECK_EQ(delta_session_append(s, ids, n, NULL), 0);
+    CHECK_EQ(delta_session_generate(s, &with_logprobs, &(delta_stopping){ .max_tokens = 1 }, NULL),
+             0);
+    run(e, s);
+    const double d = fabs((double)x.logprobs[0] - (double)logprob);
+    largest = d > largest ? d : largest;
+    n_cold++;
+    CHECK(d < 0.25);
+    delta_session_free(s);
+}
+
+static uint32_t word(uint32_t salt, uint32_t at)
+{
+    return 300 + (salt * 97 + at * 31) % 500;
+}
+
+TEST(random_operations_say_what_cold_prompts_say)
+{
+    const char *n = getenv("TEST_OPERATIONS");
+    const uint32_t operations = n ? (uint32_t)strtoul(n, NULL, 10) : 2000;
+    for (int tiers = 1; tiers <= 2; tiers++) {
+        uint32_t no_room = 0;
+        delta_engine_stats st;
+        delta_engine *e = open_model(SEATS, 40 * 64, 9, tiers == 2 ? 16u << 20 : 0);
+        random_operations(e, operations, word, is_as_likely, &st, &no_room);
+        CHECK(st.cache_hits > operations / 100 && st.cache_evictions > operations / 100);
+        CHECK(tiers == 1 ? st.cache_moves == 0 : st.cache_moves > operations / 200);
+        delta_engine_free(e);
+    }
+    printf("# %u cold prompts, logprobs differ by at most %.1e\n", n_cold, largest);
+}
