@@ -1,12 +1,14 @@
 /* test_cuda_attn.cu -- attention over pages, prefill and decode, against double on the host, from the same BF16 inputs.
  *
  *   nvcc -O3 -std=c++17 -gencode arch=compute_90a,code=sm_90a -I engine tests/ops/test_cuda_attn.cu \
- *        engine/kernels/cuda/{attn_decode,attn_prefill}.cu -o test_cuda_attn
+ *        engine/kernels/cuda/{attn_decode,attn_prefill,rows}.cu -o test_cuda_attn
  *   ./test_cuda_attn [--small] [SEED]      --small: few small shapes, for compute-sanitizer
+ *   ./test_cuda_attn --bench               times, shape of 35B, fp8 pages of random values
  *
  * Each sequence is computed in two prefills and then a step of decode, its pages dealt out at random. Errors are norms of
- * differences over norms, of the worst sequence. A sequence alone and among others must have equal bits. Exit 1 if a bound is
- * not kept. */
+ * differences over norms, of the worst sequence. A sequence alone and among others must have equal bits, and both prefills in one
+ * forward as well. Exit 1 if a bound is not kept. */
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -80,6 +82,15 @@ struct sequence {
     {
         return first + second + 1;
     }
+    /* Stages: the first prefill, the second, decode; or both prefills in one. */
+    uint32_t start(int stage) const
+    {
+        return stage == 1 ? first : stage == 2 ? first + second : 0;
+    }
+    uint32_t rows(int stage) const
+    {
+        return stage == 0 ? first : stage == 1 ? second : stage == 2 ? 1 : first + second;
+    }
 };
 
 struct setting {
@@ -143,13 +154,26 @@ static void want(const setting &s, const sequence &q, const float *q_norm, uint3
     }
 }
 
+static uint8_t *workspace(size_t bytes) /* poisoned; the last one is taken back */
+{
+    static uint8_t *p;
+    static size_t had;
+    if (bytes > had) {
+        OK(cudaFree(p));
+        OK(cudaMalloc(&p, bytes));
+        had = bytes;
+    }
+    OK(cudaMemset(p, 0xFF, bytes));
+    return p;
+}
+
 /* One batch of rows [from, to) of the sequences `which` -> y of each, row by row. */
 static void run(const setting &s, de_cu_attn a, const std::vector<sequence> &all,
                 const std::vector<uint32_t> &which, int stage, std::vector<std::vector<bf16>> &y)
 {
-    uint32_t rows = 0, max_rows = 0, n_pages = 0;
+    uint32_t rows = 0, max_rows = 0, ctx_max = 0, n_pages = 0;
     for (uint32_t i : which) {
-        rows += stage == 0 ? all[i].first : stage == 1 ? all[i].second : 1;
+        rows += all[i].rows(stage);
         n_pages += (uint32_t)all[i].pages.size();
     }
     if (rows == 0)
@@ -161,12 +185,7 @@ static void run(const setting &s, de_cu_attn a, const std::vector<sequence> &all
     uint32_t row = 0, page = 0;
     for (uint32_t i : which) {
         const sequence &q = all[i];
-        const uint32_t start = stage == 0   ? 0
-                               : stage == 1 ? q.first
-                                            : q.first + q.second,
-                       n = stage == 0   ? q.first
-                           : stage == 1 ? q.second
-                                        : 1;
+        const uint32_t start = q.start(stage), n = q.rows(stage);
         memcpy(&pages.v[page], q.pages.data(), q.pages.size() * 4);
         if (n) {
             seqs.push_back({ row, n, start, i, page });
@@ -175,22 +194,23 @@ static void run(const setting &s, de_cu_attn a, const std::vector<sequence> &all
             memcpy(&rope.v[(size_t)row * ROTARY], &q.rope[(size_t)start * ROTARY],
                    (size_t)n * ROTARY * 4);
             max_rows = n > max_rows ? n : max_rows;
+            ctx_max = start + n > ctx_max ? start + n : ctx_max;
         }
         row += n;
         page += (uint32_t)q.pages.size();
     }
     const uint32_t n_seqs = (uint32_t)seqs.size();
     buffer<de_cu_seq> s_d(n_seqs);
-    buffer<uint8_t> work(stage < 2 ? de_cu_attn_prefill_bytes(a, rows)
-                                   : de_cu_attn_decode_bytes(a, n_seqs));
+    uint8_t *const work = workspace(stage == 2 ? de_cu_attn_decode_bytes(a, n_seqs)
+                                               : de_cu_attn_prefill_bytes(a, rows));
     s_d.v = seqs;
     p.up(), rope.up(), pages.up(), s_d.up();
-    if (stage < 2)
+    if (stage != 2)
         de_cu_attn_prefill(NULL, a, p.d, s.width(), rope.d, s_d.d, pages.d, n_seqs, rows, max_rows,
-                           out.d, work.d);
+                           ctx_max, out.d, work);
     else
         de_cu_attn_decode(NULL, a, p.d, s.width(), rope.d, s_d.d, pages.d, n_seqs, 40000, out.d,
-                          work.d, true);
+                          work, true);
     OK(cudaGetLastError());
     out.down();
     for (uint32_t i = 0; i < n_seqs; i++)
@@ -242,13 +262,19 @@ static void test(const setting &s, const std::vector<std::pair<uint32_t, uint32_
     a.page_bytes = (size_t)s.kv_heads * 2 * 64 * D * (s.fp8 ? 1 : 2);
     buffer<uint8_t> kv(n_pages * a.page_bytes), again(n_pages * a.page_bytes);
     a.kv = kv.d;
-    std::vector<std::vector<bf16>> y(all.size()), alone(all.size());
+    std::vector<std::vector<bf16>> y(all.size()), alone(all.size()), whole(all.size());
     for (int stage = 0; stage < 3; stage++)
         run(s, a, all, everybody, stage, y);
     a.kv = again.d;
     const uint32_t pick = (uint32_t)all.size() / 2;
     for (int stage = 0; stage < 3; stage++)
         run(s, a, all, { pick }, stage, alone);
+    OK(cudaMemset(again.d, 0, again.v.size()));
+    run(s, a, all, everybody, 3, whole);
+    bool same = true;
+    for (size_t i = 0; i < all.size(); i++)
+        same &= whole[i].size() <= y[i].size() &&
+                memcmp(whole[i].data(), y[i].data(), whole[i].size() * sizeof(bf16)) == 0;
     double worst[2] = { 0, 0 };
     for (size_t i = 0; i < all.size(); i++) {
         const sequence &q = all[i];
@@ -287,11 +313,131 @@ static void test(const setting &s, const std::vector<std::pair<uint32_t, uint32_
            y[pick].size() != alone[pick].size() ||
                memcmp(y[pick].data(), alone[pick].data(), y[pick].size() * sizeof(bf16)) != 0,
            0);
+    report("  bits of two prefills and of one", !same, 0);
+}
+
+/* ---- times */
+
+__global__ void fill_kernel(uint32_t *to, size_t n, uint32_t mask, uint32_t set)
+{
+    for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < n;
+         i += (size_t)gridDim.x * blockDim.x) {
+        uint32_t x = (uint32_t)i * 2654435761u + (uint32_t)(i >> 32) + 12345u;
+        x ^= x >> 16, x *= 0x7feb352du, x ^= x >> 15, x *= 0x846ca68bu, x ^= x >> 16;
+        to[i] = (x & mask) | set;
+    }
+}
+struct times {
+    float median, low, high;
+};
+/* Of `repeats` runs of `calls` calls in a graph, microseconds a call. */
+template <class F> static times timed(int repeats, int calls, F call)
+{
+    cudaStream_t stream;
+    cudaGraph_t graph;
+    cudaGraphExec_t exec;
+    cudaEvent_t a, b;
+    std::vector<float> us;
+    OK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+    OK(cudaEventCreate(&a));
+    OK(cudaEventCreate(&b));
+    OK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+    for (int i = 0; i < calls; i++)
+        call(stream, i);
+    OK(cudaStreamEndCapture(stream, &graph));
+    OK(cudaGraphInstantiate(&exec, graph, 0));
+    for (int i = 0; i < repeats + 2; i++) {
+        float ms;
+        OK(cudaEventRecord(a, stream));
+        OK(cudaGraphLaunch(exec, stream));
+        OK(cudaEventRecord(b, stream));
+        OK(cudaEventSynchronize(b));
+        OK(cudaEventElapsedTime(&ms, a, b));
+        if (i >= 2)
+            us.push_back(ms * 1000 / (float)calls);
+    }
+    OK(cudaGetLastError());
+    OK(cudaGraphExecDestroy(exec));
+    OK(cudaGraphDestroy(graph));
+    OK(cudaStreamDestroy(stream));
+    std::sort(us.begin(), us.end());
+    return { us[us.size() / 2], us.front(), us.back() };
+}
+static void bench()
+{
+    enum { PAGES = 16384, WIDTH = (16 * 2 + 2 * 2) * D, MOST = 8192 };
+    de_cu_attn a = {};
+    a.q_heads = 16, a.kv_heads = 2, a.rotary = ROTARY, a.eps = 1e-6f, a.kv_type = DE_CU_KV_FP8;
+    a.page_bytes = 2 * 2 * 64 * D;
+    uint8_t *kv, *work;
+    bf16 *p, *y;
+    float *rope, *norm;
+    OK(cudaMalloc(&kv, PAGES * a.page_bytes));
+    OK(cudaMalloc(&p, (size_t)MOST * WIDTH * 2));
+    OK(cudaMalloc(&y, (size_t)MOST * 16 * D * 2));
+    OK(cudaMalloc(&rope, (size_t)MOST * ROTARY * 4));
+    OK(cudaMalloc(&norm, D * 4));
+    OK(cudaMemset(norm, 0, D * 4));
+    OK(cudaMalloc(&work,
+                  std::max(de_cu_attn_prefill_bytes(a, MOST), de_cu_attn_decode_bytes(a, 64))));
+    a.kv = kv, a.q_norm = a.k_norm = norm;
+    fill_kernel<<<1024, 256>>>((uint32_t *)kv, PAGES * a.page_bytes / 4, 0xBFBFBFBFu, 0);
+    fill_kernel<<<1024, 256>>>((uint32_t *)p, (size_t)MOST * WIDTH / 2, 0x80FF80FFu, 0x3F003F00u);
+    fill_kernel<<<1024, 256>>>((uint32_t *)rope, (size_t)MOST * ROTARY, 0x807FFFFFu, 0x3F000000u);
+    std::vector<uint32_t> ids(2 * PAGES);
+    for (uint32_t i = 0; i < 2 * PAGES; i++)
+        ids[i] = i * 7919u % PAGES;
+    buffer<uint32_t> pages(ids.size());
+    pages.v = ids;
+    pages.up();
+    OK(cudaDeviceSynchronize());
+    const times read =
+        timed(10, 1, [&](cudaStream_t st, int) { de_cu_read(st, kv, (size_t)1 << 30, 4); });
+    const double rate = (double)(1 << 30) / read.median * 1e-3;
+    printf("read: %.0f GB/s\n", rate);
+    const uint32_t fill[][2] = { { 64, 8192 },   { 64, 32768 },   { 256, 32768 },
+                                 { 64, 131072 }, { 256, 131072 }, { 512, 0 },
+                                 { 2048, 0 },    { 8192, 0 },     { 8192, 24576 } };
+    for (auto f : fill) {
+        buffer<de_cu_seq> seq(1);
+        seq.v[0] = { 0, f[0], f[1], 0, 0 };
+        seq.up();
+        const times t = timed(7, 3, [&](cudaStream_t st, int) {
+            de_cu_attn_prefill(st, a, p, WIDTH, rope, seq.d, pages.d, 1, f[0], f[0], f[0] + f[1], y,
+                               work);
+        });
+        const double flop = 16.0 * 1024 * f[0] * (f[1] + f[0] / 2.0);
+        printf("prefill %5u rows at %6u: %8.1f us (%.1f .. %.1f), %.0f TFLOP/s\n", f[0], f[1],
+               t.median, t.low, t.high, flop / t.median * 1e-6);
+    }
+    const uint32_t step[][2] = { { 1, 100 },   { 1, 1000 },   { 1, 4000 },  { 1, 8191 },
+                                 { 1, 32767 }, { 1, 131000 }, { 64, 8191 }, { 64, 1000 } };
+    for (auto f : step) {
+        enum { CALLS = 40 };
+        buffer<de_cu_seq> seqs(CALLS * 64);
+        const uint32_t each = f[1] / 64 + 1;
+        for (uint32_t i = 0, page = 0; i < CALLS; i++)
+            for (uint32_t k = 0; k < f[0]; k++, page = (page + each) % PAGES)
+                seqs.v[i * 64 + k] = { k, 1, f[1], k, page };
+        seqs.up();
+        const times t = timed(7, CALLS, [&](cudaStream_t st, int i) {
+            de_cu_attn_decode(st, a, p, WIDTH, rope, seqs.d + i * 64, pages.d, f[0], 131328, y,
+                              work, true);
+        });
+        const double bytes = f[0] * (f[1] + 1.0) * 2 * 2 * D;
+        printf("decode %2u at %6u: %7.2f us (%.2f .. %.2f), %.1f MB, %.0f %% of reading\n", f[0],
+               f[1], t.median, t.low, t.high, bytes * 1e-6, bytes / t.median * 1e-3 / rate * 100);
+    }
 }
 
 int main(int argc, char **argv)
 {
+    setvbuf(stdout, NULL, _IOLBF, 0);
     const bool small = argc > 1 && strcmp(argv[1], "--small") == 0;
+    if (argc > 1 && strcmp(argv[1], "--bench") == 0) {
+        bench();
+        return 0;
+    }
     state = argc > 1 + small ? strtoull(argv[1 + small], NULL, 10) * 2 + 1 : 1;
     for (bool fp8 : { false, true }) {
         test({ 6, 2, fp8 }, { { 5, 0 }, { 63, 3 }, { 0, 66 } });
@@ -303,7 +449,9 @@ int main(int argc, char **argv)
         test({ 4, 4, fp8 }, { { 64, 0 }, { 0, 300 } });
         test({ 4, 2, fp8 }, { { 1, 1 }, { 62, 1 }, { 256, 256 } });
         test({ 2, 2, fp8 }, { { 1000, 1030 } });
-        test({ 2, 1, fp8 }, { { 17000, 100 } }); /* parts of 512 tokens in decode */
+        test({ 2, 1, fp8 }, { { 17000, 100 } }); /* many parts; in prefill in several rounds */
+        test({ 16, 2, fp8 }, { { 64, 4036 } });  /* blocks that take several parts of 2,048 */
+        test({ 4, 2, fp8 }, { { 2047, 1 }, { 2048, 1 }, { 2049, 2050 }, { 4095, 3 }, { 9, 4088 } });
         std::vector<std::pair<uint32_t, uint32_t>> many;
         for (uint32_t i = 0; i < 64; i++)
             many.push_back({ 1 + i * 5, i % 7 });

@@ -116,11 +116,12 @@ struct de_cu_attn {
 size_t de_cu_attn_prefill_bytes(const de_cu_attn &a, uint32_t rows);
 /* prefill. Norms and rotary of q and k, k and v into their pages, causal attention over the pages at 1/16, times
  * sigmoid(gate): y [rows][q_heads * 256] BF16. Formulas: engine/model/cpu/layer_attn.c. max_rows: no sequence has more
- * rows. */
+ * rows; ctx_max: none reaches further (start + n_rows). Neither changes a bit: a row's depend on its position and what precedes it,
+ * not on the forwards its prompt was cut into. */
 void de_cu_attn_prefill(cudaStream_t stream, const de_cu_attn &a, const bf16 *p, size_t ldp,
                         const float *rope, const de_cu_seq *seqs, const uint32_t *pages,
-                        uint32_t n_seqs, uint32_t rows, uint32_t max_rows, bf16 *y,
-                        void *workspace);
+                        uint32_t n_seqs, uint32_t rows, uint32_t max_rows, uint32_t ctx_max,
+                        bf16 *y, void *workspace);
 size_t de_cu_attn_decode_bytes(const de_cu_attn &a, uint32_t n_seqs);
 /* decode: one row a sequence (n_rows == 1, row i is sequence i). How a context is split among blocks depends on its own length
  * only; seqs and pages are read on the device and the launch is the same for every length up to ctx_max. `dependent`: launch

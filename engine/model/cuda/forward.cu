@@ -555,7 +555,7 @@ cudaError_t decode(de_cu_model *m, const de_batch *b, const uint32_t *ids, uint3
 
 /* All layers for T rows of n_seqs sequences. */
 cudaError_t prefill_rows(de_cu_model *m, uint32_t T, uint32_t n_seqs, uint32_t max_rows,
-                         const capture *c)
+                         uint32_t ctx_max, const capture *c)
 {
     const de_shape *s = &m->shape;
     const de_cu_meta &d = m->prefill;
@@ -575,7 +575,7 @@ cudaError_t prefill_rows(de_cu_model *m, uint32_t T, uint32_t n_seqs, uint32_t m
                             m->op);
         else
             de_cu_attn_prefill(st, attn_of(m, l), m->p, m->ldp, m->rope, d.seqs, d.pages, n_seqs, T,
-                               max_rows, m->y, m->op);
+                               max_rows, ctx_max, m->y, m->op);
         de_cu_linear_tile(st, l.out, m->y, l.out.in, T, DE_CU_ADD, m->h, s->hidden);
         de_cu_norm(st, m->h, l.post_norm, T, s->hidden, s->rms_eps, m->x);
         de_cu_linear_tile(st, l.router, m->x, s->hidden, T, DE_CU_F32, m->router, m->ldr);
@@ -592,7 +592,7 @@ cudaError_t prefill_rows(de_cu_model *m, uint32_t T, uint32_t n_seqs, uint32_t m
 cudaError_t prefill(de_cu_model *m, const de_batch *b, float *logits, const de_capture *to,
                     uint32_t *row_of)
 {
-    uint32_t T = 0, n_seqs = 0, n_out = 0, max_rows = 0, pages = 0;
+    uint32_t T = 0, n_seqs = 0, n_out = 0, max_rows = 0, ctx_max = 0, pages = 0;
     for (uint32_t i = 0; i < b->n_seqs; i++)
         if (!b->seqs[i].decode) {
             T += b->seqs[i].n_rows;
@@ -622,12 +622,13 @@ cudaError_t prefill(de_cu_model *m, const de_batch *b, float *logits, const de_c
         pages += put_pages(q, d.pages + pages);
         row += q.n_rows;
         max_rows = larger(max_rows, q.n_rows);
+        ctx_max = larger(ctx_max, q.start + q.n_rows);
     }
     cudaError_t e = cudaMemcpyAsync(device, host, head_bytes + pages * sizeof(uint32_t),
                                     cudaMemcpyHostToDevice, m->stream);
     const capture c = { to, row_of, T };
     if (e == cudaSuccess)
-        e = prefill_rows(m, T, n_seqs, max_rows, &c);
+        e = prefill_rows(m, T, n_seqs, max_rows, ctx_max, &c);
     uint32_t done = 0;
     for (uint32_t i = 0; i < b->n_seqs && e == cudaSuccess; i++) {
         const de_batch_seq &q = b->seqs[i];
