@@ -14,10 +14,10 @@ __device__ __forceinline__ void cu_top_k(const float *logits, uint32_t E, uint32
 #pragma unroll
     for (int i = 0; i < PER; i++) {
         const uint32_t e = i * 32 + lane;
-        const uint32_t b = e < E ? __float_as_uint(logits[e]) : 0;
+        const uint32_t b = e < E ? __float_as_uint(__ldcg(logits + e) + 0.0f) : 0;
         key[i] = e >= E    ? 0
                  : b >> 31 ? max(~b, 1u)
-                           : b | 0x80000000u; /* orders as the floats do; 0 is none */
+                           : b | 0x80000000u; /* orders as the floats do, -0 being 0; 0 is none */
     }
     float mine = 0, sum = 0, first = 0;
     for (uint32_t t = 0; t < k; t++) {
