@@ -119,7 +119,7 @@ void dd_reuse_note(const dd_live *l, uint32_t cached, uint32_t shared, char *to,
                        "the session had left the device; of its %u tokens the state behind %u was "
                        "still kept",
                        (uint32_t)(prompt - l->n_ids), cached);
-    } else if (l->session || shared + 1 >= prompt) {
+    } else if ((l->session && prompt > l->n_ids) || shared + 1 >= prompt) {
         if (cached + DELTA_CACHE_CHUNK < shared)
             (void)snprintf(to, size, "all of the prompt is known; the last state kept is at %u",
                            cached);

@@ -214,6 +214,18 @@ class Branches(Cached):
         for f in list(forks) + [origin.session]:
             self.sessions.CloseSession(s.CloseSessionRequest(session_id=f.id))
 
+    def test_a_session_whose_reasoning_is_left_out_says_from_where_on_it_was_new(self):
+        i = self.make(text(150, 41))
+        first = self.turn(i, "", think=True, max_tokens=300)["finished"].usage
+        self.assertEqual(first.cache_note, "")  # the session had it all
+        self.assertGreater(first.reasoning_tokens, 0)
+        q = request([message("user", "And now?")], session_id=i, max_tokens=5)
+        q.reasoning.CopyFrom(t.Reasoning(mode=1, preserve=False))
+        usage = gather(self.inference.Chat(q))["finished"].usage
+        self.assertLess(usage.cached_tokens, usage.prompt_tokens)
+        self.assertRegex(usage.cache_note, r"new from token \d+ on, in messages\[[12]\]; the last state kept before")
+        self.sessions.CloseSession(s.CloseSessionRequest(session_id=i))
+
     def test_a_session_goes_back_and_another_way(self):
         i = self.make(text(150, 33))
         said = [self.turn(i, text(8, k), max_tokens=16, think=k == 1) for k in range(3)]

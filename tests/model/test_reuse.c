@@ -73,7 +73,7 @@ static uint32_t word(uint32_t salt, uint32_t at)
 TEST(random_operations_say_what_cold_prompts_say)
 {
     const char *n = getenv("TEST_OPERATIONS");
-    const uint32_t operations = n ? (uint32_t)strtoul(n, NULL, 10) : 2000;
+    const uint32_t operations = n ? (uint32_t)strtoul(n, NULL, 10) : 1000;
     for (int tiers = 1; tiers <= 2; tiers++) {
         uint32_t no_room = 0;
         delta_engine_stats st;
