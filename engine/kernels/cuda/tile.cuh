@@ -200,11 +200,15 @@ inline bool tile_has_groups(const de_cu_linear &w)
     return w.scale && w.group < w.in;
 }
 
-enum tile_size { TILE_16, TILE_32, TILE_64, TILE_128 }; /* rows of x in a tile, by wgmma */
-typedef wgmma_shape<1, 1, 16, 3> wgmma_16;              /* 64 x 16, three blocks an SM */
+enum tile_size { TILE_16, TILE_32, TILE_64, TILE_96, TILE_128 }; /* rows of x in a tile, by wgmma */
+typedef wgmma_shape<1, 1, 16, 3> wgmma_16;                       /* 64 x 16, three blocks an SM */
 typedef wgmma_shape<1, 1, 32, 3> wgmma_32;
-typedef wgmma_shape<2, 1, 64, 2> wgmma_64;   /* 128 x 64 */
-typedef wgmma_shape<2, 2, 128, 1> wgmma_128; /* 256 x 128 */
+typedef wgmma_shape<2, 1, 64, 2> wgmma_64; /* 128 x 64 */
+/* INT8 leaves room for two blocks an SM, one at its products while the other begins or ends. */
+typedef wgmma_shape<2, 1, 96, 2> wgmma_96; /* 128 x 96 */
+typedef wgmma_shape<2, 1, 128, 2> wgmma_128;
+typedef wgmma_shape<2, 2, 96, 1> wgmma_96_bf16; /* 256 x 96 */
+typedef wgmma_shape<2, 2, 128, 1> wgmma_128_bf16;
 
 /* Calls launch(shape, int8, groups) with the types for a matrix; int8 and groups are std::bool_constants. Scale groups keep two sums:
  * only mma.sync's small tile has registers for that. */
@@ -218,12 +222,18 @@ template <class F> void choose_tile(const de_cu_linear &w, tile_size size, F lau
     };
     if (tile_has_groups(w))
         launch(tile_small(), std::true_type(), std::true_type());
-    else if (!tile_has_wgmma() && size == TILE_128)
+    else if (!tile_has_wgmma() && size >= TILE_96)
         by_type(tile_large());
     else if (!tile_has_wgmma())
         by_type(tile_small());
+    else if (size == TILE_128 && w.scale)
+        launch(wgmma_128(), std::true_type(), std::false_type());
     else if (size == TILE_128)
-        by_type(wgmma_128());
+        launch(wgmma_128_bf16(), std::false_type(), std::false_type());
+    else if (size == TILE_96 && w.scale)
+        launch(wgmma_96(), std::true_type(), std::false_type());
+    else if (size == TILE_96)
+        launch(wgmma_96_bf16(), std::false_type(), std::false_type());
     else if (size == TILE_64)
         by_type(wgmma_64());
     else if (size == TILE_32)
@@ -235,8 +245,12 @@ template <class F> void choose_tile(const de_cu_linear &w, tile_size size, F lau
 inline uint32_t tile_rows(bool groups, tile_size size)
 {
     if (groups || !tile_has_wgmma())
-        return !groups && size == TILE_128 ? tile_large::BN : tile_small::BN;
-    return size == TILE_16 ? 16 : size == TILE_32 ? 32 : size == TILE_64 ? 64 : 128;
+        return !groups && size >= TILE_96 ? tile_large::BN : tile_small::BN;
+    return size == TILE_16   ? 16
+           : size == TILE_32 ? 32
+           : size == TILE_64 ? 64
+           : size == TILE_96 ? 96
+                             : 128;
 }
 /* The largest tile of which there are enough to occupy the multiprocessors. */
 inline tile_size tile_for(uint32_t out, uint32_t rows)
