@@ -719,6 +719,10 @@ static const ProtobufCMessageDescriptor *descriptor(enum dd_request_kind kind)
         return &deltad__v1__resume_request__descriptor;
     case DD_REQ_REWIND:
         return &deltad__v1__rewind_session_request__descriptor;
+    case DD_REQ_PIN:
+        return &deltad__v1__pin_session_request__descriptor;
+    case DD_REQ_EXPORT:
+        return &deltad__v1__export_session_request__descriptor;
     case DD_REQ_INFO:
         return &deltad__v1__get_model_info_request__descriptor;
     case DD_REQ_STATS:
@@ -807,6 +811,18 @@ static int take(enum dd_request_kind kind, dd_request *r, const ProtobufCMessage
         r->keep_messages = q->n_messages;
         r->has_expect = q->expect_generation_opt_case != 0;
         r->expect_generation = r->has_expect ? q->expect_generation : 0;
+        return 0;
+    }
+    case DD_REQ_PIN: {
+        const Deltad__V1__PinSessionRequest *q = (const void *)m;
+        r->session_id = q->session_id;
+        r->unpin = q->unpin;
+        return 0;
+    }
+    case DD_REQ_EXPORT: {
+        const Deltad__V1__ExportSessionRequest *q = (const void *)m;
+        r->session_id = q->session_id;
+        r->with_sampled = q->with_sampled;
         return 0;
     }
     case DD_REQ_INFO:
@@ -1111,6 +1127,7 @@ uint8_t *dd_session_encode(const dd_session_view *v, size_t *ret_len)
     s.ctx_tokens = v->ctx_tokens;
     s.busy = v->busy;
     s.parked = v->parked;
+    s.pinned = v->pinned;
     s.owner_uid = v->owner_uid;
     s.age_ns = v->age_ns;
     s.idle_ns = v->idle_ns;
@@ -1134,6 +1151,7 @@ uint8_t *dd_saved_encode(const dd_saved *x, size_t *ret_len)
     s.omit_reasoning = x->omit_reasoning;
     s.preserve_reasoning = x->preserve;
     s.ctx_tokens = x->ctx_tokens;
+    s.pinned = x->pinned;
     size_t len = 0;
     uint8_t *head = pack(&s.base, &len);
     if (!head)
@@ -1160,6 +1178,54 @@ uint8_t *dd_saved_encode(const dd_saved *x, size_t *ret_len)
         o.failed = o.failed || !p;
         free(p);
     }
+    return dd_wire_take(&o, ret_len);
+}
+
+uint8_t *dd_export_encode(const dd_saved *x, bool with_sampled, size_t *ret_len)
+{
+    Deltad__V1__SessionExport s = DELTAD__V1__SESSION_EXPORT__INIT;
+    Deltad__V1__Reasoning reasoning = DELTAD__V1__REASONING__INIT;
+    s.model = (char *)x->model;
+    s.name = (char *)x->name;
+    s.generation = x->generation;
+    s.reasoning = &reasoning;
+    reasoning.mode =
+        x->thinking ? DELTAD__V1__REASONING__MODE__MODE_ON : DELTAD__V1__REASONING__MODE__MODE_OFF;
+    reasoning.preserve_opt_case = DELTAD__V1__REASONING__PRESERVE_OPT_PRESERVE;
+    reasoning.preserve = x->preserve;
+    reasoning.omit_from_output = x->omit_reasoning;
+    size_t len = 0;
+    uint8_t *head = pack(&s.base, &len);
+    if (!head)
+        return NULL;
+    dd_wire_out o = { .data = head, .len = len, .size = len };
+    for (size_t i = 0; i < x->n_tools; i++)
+        dd_wire_put_bytes(&o, 5, x->tools[i].data, x->tools[i].len);
+    for (size_t i = 0; i < x->n_messages; i++)
+        dd_wire_put_bytes(&o, 6, x->messages[i].data, x->messages[i].len);
+    for (size_t i = 0; with_sampled && i < x->n_messages; i++) {
+        const dd_sampled *from = &x->sampled[i];
+        Deltad__V1__SampledAnswer y = DELTAD__V1__SAMPLED_ANSWER__INIT;
+        if (!from->text.len)
+            continue;
+        y.message = (uint32_t)i;
+        y.text = (ProtobufCBinaryData){ from->text.len, (uint8_t *)from->text.p };
+        y.token_ids = (uint32_t *)from->ids;
+        y.n_token_ids = from->n_ids;
+        y.thinking = from->thought;
+        uint8_t *p = pack(&y.base, &len);
+        if (p)
+            dd_wire_put_bytes(&o, 7, p, len);
+        o.failed = o.failed || !p;
+        free(p);
+    }
+    return dd_wire_take(&o, ret_len);
+}
+
+uint8_t *dd_export_piece_encode(const uint8_t *bytes, size_t len, size_t *ret_len)
+{
+    dd_wire_out o = { 0 };
+    dd_wire_put_bytes(&o, 1, bytes, len);
     return dd_wire_take(&o, ret_len);
 }
 
@@ -1200,6 +1266,7 @@ int dd_saved_decode(const uint8_t *bytes, size_t len, de_arena *a, dd_saved *ret
         .omit_reasoning = s->omit_reasoning,
         .preserve = s->preserve_reasoning,
         .ctx_tokens = s->ctx_tokens,
+        .pinned = s->pinned,
         .tools = packed_again(a, (ProtobufCMessage *const *)s->tools, s->n_tools),
         .messages = packed_again(a, (ProtobufCMessage *const *)s->messages, s->n_messages),
         .n_tools = s->n_tools,

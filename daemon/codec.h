@@ -61,6 +61,7 @@ typedef struct dd_request {
     const uint32_t *ids;
     size_t n_ids;
     bool plain_text, with_bytes, skip_special, omit_ids, all_users, with_messages, cut;
+    bool unpin, with_sampled;
     delta_sampling sampling; /* after dd_request_sampling() */
     delta_stopping stopping; /* max_tokens 0: absent */
     bool include_tokens, include_prefill, include_queued;
@@ -95,6 +96,8 @@ enum dd_request_kind {
     DD_REQ_FORK,   /* session_id, count, keep_messages */
     DD_REQ_RESUME, /* request_id, from_seq */
     DD_REQ_REWIND, /* session_id, keep_messages */
+    DD_REQ_PIN,    /* session_id, unpin */
+    DD_REQ_EXPORT, /* session_id, with_sampled */
     DD_REQ_INFO,
     DD_REQ_STATS,
 };
@@ -180,7 +183,7 @@ typedef struct dd_session_view {
     const char *id, *name;
     uint64_t generation;
     uint32_t n_messages, n_tokens, ctx_tokens, owner_uid;
-    bool busy, parked;
+    bool busy, parked, pinned;
     uint64_t age_ns, idle_ns, idle_timeout_ns;
 } dd_session_view;
 uint8_t *dd_session_encode(const dd_session_view *v, size_t *ret_len); /* a Session */
@@ -194,7 +197,7 @@ typedef struct dd_saved {
     bool owner_is_unix;
     uint32_t owner_uid;
     dd_bytes owner_address;
-    bool thinking, omit_reasoning, preserve;
+    bool thinking, omit_reasoning, preserve, pinned;
     uint32_t ctx_tokens;
     const dd_bytes *tools, *messages; /* packed */
     size_t n_tools, n_messages;
@@ -203,6 +206,10 @@ typedef struct dd_saved {
 uint8_t *dd_saved_encode(const dd_saved *x, size_t *ret_len);
 /* What *ret_x points to is in the arena, which begins here; the caller ends it, also on failure. */
 int dd_saved_decode(const uint8_t *bytes, size_t len, de_arena *a, dd_saved *ret_x, dd_status *st);
+
+/* The SessionExport of it, and what is one ExportSessionResponse of that. */
+uint8_t *dd_export_encode(const dd_saved *x, bool with_sampled, size_t *ret_len);
+uint8_t *dd_export_piece_encode(const uint8_t *bytes, size_t len, size_t *ret_len);
 
 typedef struct dd_stats {
     uint64_t uptime_ns, requests_total, cancelled, failed, prompt_tokens, completion_tokens;

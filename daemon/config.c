@@ -150,6 +150,8 @@ static const struct key keys[] = {
       .default_ = "30min", .help = "A named session that rests for so long is closed; 0: never." },
     { "limits", "max_named_sessions", U32, AT(limits.max_named_sessions), 0, 65536,
       .default_ = "64", .help = "Named sessions at once." },
+    { "limits", "max_pinned_sessions", U32, AT(limits.max_pinned_sessions), 0, 65536,
+      .default_ = "8", .help = "Of them, sessions that are pinned." },
 
     { "policy", "admin_group", TEXT, AT(policy.admin_group), 0, 64, .default_ = "",
       .help = "Members see and close everybody's sessions, and cancel everybody's requests; empty: "

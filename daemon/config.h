@@ -59,6 +59,7 @@ typedef struct dd_config {
         uint64_t resume_limit_ns; /* and is kept for so long after its end */
         uint64_t session_idle_ns; /* named sessions; 0: never */
         uint32_t max_named_sessions;
+        uint32_t max_pinned_sessions;
     } limits;
     struct {
         char *admin_group; /* members see and end everybody's; "" : root and owner only */

@@ -28,6 +28,8 @@ enum {
     WISH_FREE = 16,
     WISH_PARK = 32,
     WISH_FORK = 64,
+    WISH_PIN = 128,
+    WISH_UNPIN = 256,
 };
 enum { IDLE_MS = 1000 };
 
@@ -41,7 +43,7 @@ struct dd_timeline {
     dd_run run;          /* written by the loop while no run is posted, read by the engine thread */
     /* engine thread only */
     delta_session *session;
-    bool has_appended, is_freed;
+    bool has_appended, is_freed, is_pinned;
     dd_timeline *prev, *next; /* of all that have a session or wait */
     dd_place place;           /* in line, if it waits */
     bool is_listed, is_waiting, is_running, is_paused;
@@ -73,6 +75,7 @@ struct dd_engine {
     dd_line waiting;
     uint32_t n_running, n_paused; /* of them */
     bool has_room_changed;
+    uint32_t n_parks;
     char *cache_path; /* of the cache over a restart, or NULL */
     uint64_t cache_bytes;
     delta_cache_reader *reader; /* while that is read */
@@ -204,7 +207,8 @@ static void wait_for_room(dd_engine *e, dd_timeline *t)
 {
     t->is_waiting = true;
     uint32_t before = dd_line_add(&e->waiting, &t->place);
-    tell(e, &(dd_note){ .kind = DD_NOTE_QUEUED, .run = t->run.id, .n = before });
+    tell(e, &(dd_note){
+                .kind = DD_NOTE_QUEUED, .run = t->run.id, .n = before, .n_parks = e->n_parks });
 }
 
 static void pause_run(dd_engine *e, dd_timeline *t, bool paused)
@@ -291,8 +295,10 @@ static bool start(dd_engine *e, dd_timeline *t)
     }
     if (!t->session)
         r = delta_session_new(e->engine, t->owner, t, &t->session, &err);
-    if (t->session)
+    if (t->session) {
         list(e, t);
+        delta_session_set_pinned(t->session, t->is_pinned);
+    }
     if (r == 0 && !t->has_appended)
         r = append(t, &err);
     if (r == 0)
@@ -373,11 +379,17 @@ static uint32_t runs_of(const dd_engine *e, uint64_t user)
 
 static void grant(dd_engine *e, dd_timeline *t, uint32_t wishes)
 {
+    e->n_parks += (wishes & WISH_PARK) != 0;
     if (wishes & WISH_FORK)
         fork_from(e, t);
     if (wishes & WISH_FREE) {
         free_timeline(e, t);
         return;
+    }
+    if (wishes & (WISH_PIN | WISH_UNPIN)) {
+        t->is_pinned = (wishes & WISH_PIN) != 0;
+        if (t->session)
+            delta_session_set_pinned(t->session, t->is_pinned);
     }
     if ((wishes & WISH_PARK) && t->session && !t->is_running && !t->is_waiting) {
         delta_session_park(t->session);
@@ -760,6 +772,12 @@ dd_timeline *dd_timeline_fork(dd_timeline *from)
 void dd_timeline_park(dd_timeline *t)
 {
     dd_mailbox_post(&t->engine->box, &t->mail, WISH_PARK, 0);
+}
+
+void dd_timeline_pin(dd_timeline *t, bool pinned)
+{
+    dd_mailbox_post(&t->engine->box, &t->mail, pinned ? WISH_PIN : WISH_UNPIN,
+                    pinned ? WISH_UNPIN : WISH_PIN);
 }
 
 void dd_timeline_free(dd_timeline *t)

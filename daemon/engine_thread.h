@@ -39,7 +39,8 @@ typedef struct dd_note {
     size_t len;
     int64_t added_id; /* TEXT */
     double progress;
-    uint32_t n;                   /* QUEUED */
+    uint32_t n;       /* QUEUED */
+    uint32_t n_parks; /* QUEUED: how many dd_timeline_park() had been heard of when it was told */
     uint32_t done, total, cached; /* PREFILL */
     uint32_t id;                  /* TOKEN */
     float logprob;
@@ -96,6 +97,8 @@ void dd_timeline_pause(dd_timeline *t, bool paused);
 dd_timeline *dd_timeline_fork(dd_timeline *from);
 /* Leaves the device until its next run; a no-op while one runs. */
 void dd_timeline_park(dd_timeline *t);
+/* What it has computed is given up last. */
+void dd_timeline_pin(dd_timeline *t, bool pinned);
 void dd_timeline_free(dd_timeline *t); /* its run must have ended; NULL is a no-op */
 
 #endif

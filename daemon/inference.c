@@ -426,8 +426,11 @@ static int launch(dd_live *l, dd_status *st)
     if (l->session) {
         ctx = ctx < l->session->ctx_wanted ? l->session->ctx_wanted : ctx;
         ctx = ctx > max ? max : ctx;
-        if (!l->session->timeline)
+        if (!l->session->timeline) {
             l->session->timeline = dd_timeline_new(s->engine, owner, true);
+            if (l->session->timeline && l->session->is_pinned)
+                dd_timeline_pin(l->session->timeline, true);
+        }
         l->timeline = l->session->timeline;
         l->session->ctx_tokens = ctx > l->session->ctx_tokens ? ctx : l->session->ctx_tokens;
     } else {
@@ -922,7 +925,7 @@ void dd_live_note(dd_service *s, const dd_note *n)
     case DD_NOTE_QUEUED:
         s->n_waiting += !l->is_waiting;
         l->is_waiting = true;
-        if (dd_sessions_evict(s))
+        if (dd_sessions_evict(s, n->n_parks))
             break; /* there will be room soon */
         if (s->n_waiting > s->o.config->limits.max_queue) {
             dd_status st;

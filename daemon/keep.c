@@ -68,25 +68,7 @@ static dd_session *session_of(const dd_service *s, const char *id)
 
 static uint8_t *encode(const dd_service *s, const dd_session *x, size_t *ret_len)
 {
-    const dd_saved saved = {
-        .model = dd_engine_info(s->engine)->model_name,
-        .id = x->id,
-        .name = x->name,
-        .generation = x->generation,
-        .idle_timeout_ns = x->idle_timeout_ns,
-        .owner_is_unix = x->owner.is_unix,
-        .owner_uid = x->owner.uid,
-        .owner_address = { x->owner.address, sizeof x->owner.address },
-        .thinking = x->thinking,
-        .omit_reasoning = x->omit_reasoning,
-        .preserve = x->preserve,
-        .ctx_tokens = x->ctx_wanted,
-        .tools = x->tools,
-        .n_tools = x->n_tools,
-        .messages = x->messages,
-        .n_messages = x->n_messages,
-        .sampled = x->sampled,
-    };
+    const dd_saved saved = dd_session_saved(s, x);
     size_t n = 0;
     uint8_t *body = dd_saved_encode(&saved, &n), *all = body ? malloc(HEAD_BYTES + n) : NULL;
     if (all) {

@@ -19,6 +19,8 @@ enum {
     DD_RECALL_CALLS = 128,          /* calls of one of them */
     DD_RETRY_MS = 1000,             /* what RetryInfo advises */
     DD_WATCHERS = 1024,             /* Health.Watch calls */
+    DD_EXPORT_PIECE = 1 << 20,      /* bytes of one message of ExportSession */
+    DD_EXPORTS = 16,                /* exports that are being read */
     DD_FORKS = 64,                  /* sessions of one ForkSession */
     DD_SESSION_MESSAGES = 1 << 16,  /* of one named session */
     DD_SESSION_BYTES = 64 << 20,    /* its transcript and tools */

@@ -35,6 +35,8 @@ enum dd_method_id {
     DD_M_APPEND,
     DD_M_FORK,
     DD_M_REWIND,
+    DD_M_PIN,
+    DD_M_EXPORT,
     DD_M_INFO,
     DD_M_STATS,
     DD_M_HEALTH_CHECK,
@@ -48,6 +50,7 @@ typedef struct dd_watcher dd_watcher;
 typedef struct dd_job dd_job;
 typedef struct dd_ahead dd_ahead;
 typedef struct dd_kept dd_kept;
+typedef struct dd_export dd_export;
 
 struct dd_service {
     dd_service_options o;
@@ -69,7 +72,10 @@ struct dd_service {
     uint32_t n_keeping; /* files that keep.c writes */
     uint64_t next_run;
     dd_session *sessions;
-    uint32_t n_sessions;
+    uint32_t n_sessions, n_pinned;
+    uint32_t n_parks;   /* dd_timeline_park() so far */
+    dd_export *exports; /* of export.c */
+    uint32_t n_exports;
     dd_watcher *watchers;
     uint32_t n_watchers;
     uint64_t started_ns;
@@ -102,9 +108,10 @@ struct dd_session {
     size_t n_rendered;           /* messages that the timeline holds */
     bool is_whole;               /* it holds the reasoning of all of them */
     bool is_keeping, is_changed; /* of keep.c: it is being written; it changed since that began */
-    bool is_parked;              /* it left the device for somebody who waited */
-    bool needs_end;              /* the last turn was cut before its <|im_end|> */
-    bool is_open;                /* the last tool message was left open */
+    bool is_pinned;
+    bool is_parked; /* it left the device for somebody who waited */
+    bool needs_end; /* the last turn was cut before its <|im_end|> */
+    bool is_open;   /* the last tool message was left open */
     uint32_t n_tokens, ctx_tokens, ctx_wanted;
     dd_live *busy;
 };
@@ -285,14 +292,26 @@ void dd_session_end(dd_live *l, const dd_note *n);
 uint8_t *dd_session_answer(dd_live *l, size_t *ret_len); /* of Create and Append */
 void dd_session_call(dd_service *s, dd_rpc *r, const uint8_t *msg, size_t len);
 void dd_sessions_timer(dd_service *s, uint64_t now, uint64_t *next);
-/* Somebody waits for room: the session that was idle longest leaves the device. false: none. */
-bool dd_sessions_evict(dd_service *s);
+/* Somebody waits for room: the session that was idle longest leaves the device, a pinned one when no
+ * other is left; but first those that were asked to must have gone: n_parks is of the note that says so.
+ * false: there is none. */
+bool dd_sessions_evict(dd_service *s, uint32_t n_parks);
 void dd_sessions_free(dd_service *s);
 /* A session as it was kept, without its messages; NULL: no memory. */
 dd_session *dd_session_restore(dd_service *s, const dd_saved *x, const dd_peer *owner);
 /* Copies a message to its end. 0, or -1: no memory. */
 int dd_session_add(dd_session *x, dd_bytes message, const dd_sampled *sampled);
 void dd_session_drop(dd_service *s, dd_session *x); /* NULL is a no-op */
+
+/* It as the codec writes it, of a model; borrows all that is in it. */
+dd_saved dd_session_saved(const dd_service *s, const dd_session *x);
+
+/* export.c */
+/* Streams it; takes the call over. */
+void dd_export_begin(dd_service *s, dd_rpc *r, const dd_session *x, bool with_sampled);
+void dd_export_sent(dd_export *e);
+void dd_export_end(dd_export *e, const dd_status *st);
+void dd_exports_abort(dd_service *s, const dd_status *st);
 
 /* keep.c: all are no-ops without [state] directory */
 void dd_keep_changed(dd_service *s, dd_session *x); /* writes it, soon */

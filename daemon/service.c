@@ -37,6 +37,8 @@ static const dd_method methods[] = {
     { SESSION "CloseSession", DD_UNARY, DD_M_CLOSE },
     { SESSION "ForkSession", DD_UNARY, DD_M_FORK },
     { SESSION "RewindSession", DD_UNARY, DD_M_REWIND },
+    { SESSION "PinSession", DD_UNARY, DD_M_PIN },
+    { SESSION "ExportSession", DD_SERVER_STREAM, DD_M_EXPORT },
     { SESSION "AppendMessages", DD_UNARY, DD_M_APPEND },
     { MODEL "GetModelInfo", DD_UNARY, DD_M_INFO },
     { MODEL "GetStats", DD_UNARY, DD_M_STATS },
@@ -271,6 +273,8 @@ void dd_service_message(dd_service *s, dd_rpc *r, const uint8_t *msg, size_t len
     case DD_M_CLOSE:
     case DD_M_FORK:
     case DD_M_REWIND:
+    case DD_M_PIN:
+    case DD_M_EXPORT:
         dd_session_call(s, r, msg, len);
         return;
     case DD_M_INFO: {
@@ -310,6 +314,8 @@ void dd_service_sent(dd_service *s, dd_rpc *r)
         dd_watcher *w = r->handler;
         w->is_sending = false;
         watcher_tell(w);
+    } else if (r->method->id == DD_M_EXPORT && r->handler) {
+        dd_export_sent(r->handler);
     } else if (r->handler && !is_text_call(r)) {
         dd_live_sent(r->handler);
     }
@@ -324,6 +330,8 @@ void dd_service_closed(dd_service *s, dd_rpc *r)
         dd_reflection_closed(r);
     else if (r->method->id == DD_M_HEALTH_WATCH && r->handler)
         watcher_end(r->handler, &st);
+    else if (r->method->id == DD_M_EXPORT && r->handler)
+        dd_export_end(r->handler, &st);
     else if (r->handler && is_text_call(r))
         dd_texts_fail(r->handler, &st);
     else if (r->handler)
@@ -372,7 +380,7 @@ static void on_drain_timer(uv_timer_t *t)
 {
     dd_service *s = t->data;
     dd_status st;
-    if (!s->on_drained || s->live || s->n_jobs || s->n_ahead || s->n_keeping)
+    if (!s->on_drained || s->live || s->n_jobs || s->n_ahead || s->n_keeping || s->n_exports)
         return;
     dd_status_set(&st, DD_UNAVAILABLE, "DRAINING", "the daemon is stopping");
     st.retry_ms = DD_RETRY_MS;
@@ -434,6 +442,7 @@ void dd_service_abort_all(dd_service *s)
         dd_live_end(l, &st);
     }
     dd_texts_abort(s, &st);
+    dd_exports_abort(s, &st);
 }
 
 static void on_closed(uv_handle_t *h)
@@ -447,7 +456,7 @@ void dd_service_free(dd_service *s)
 {
     if (!s)
         return;
-    assert(!s->live && !s->n_jobs && !s->n_ahead && !s->n_keeping);
+    assert(!s->live && !s->n_jobs && !s->n_ahead && !s->n_keeping && !s->n_exports);
     dd_sessions_free(s);
     dd_recall_free(s->recall);
     dd_grammars_free(s->grammars); /* before the engine, whose tokenizer they read */

@@ -20,6 +20,7 @@ static void session_free(dd_service *s, dd_session *x)
         if (*p == x) {
             *p = x->next;
             s->n_sessions--;
+            s->n_pinned -= x->is_pinned;
             break;
         }
     for (size_t i = 0; i < x->n_messages; i++) {
@@ -270,14 +271,19 @@ int dd_session_begin(dd_live *l, dd_status *st)
     return r;
 }
 
-bool dd_sessions_evict(dd_service *s)
+bool dd_sessions_evict(dd_service *s, uint32_t n_parks)
 {
     dd_session *oldest = NULL;
+    if (n_parks != s->n_parks)
+        return true; /* the run has not been tried since the last one went */
     for (dd_session *x = s->sessions; x; x = x->next)
-        if (x->timeline && !x->is_parked && !x->busy && (!oldest || x->used_ns < oldest->used_ns))
+        if (x->timeline && !x->is_parked && !x->busy &&
+            (!oldest || (x->is_pinned != oldest->is_pinned ? oldest->is_pinned
+                                                           : x->used_ns < oldest->used_ns)))
             oldest = x;
     if (oldest) {
         dd_timeline_park(oldest->timeline);
+        s->n_parks++;
         oldest->is_parked = true;
     }
     return oldest != NULL;
@@ -397,6 +403,7 @@ static dd_session_view view(const dd_session *x)
                               .owner_uid = x->owner.uid,
                               .busy = x->busy != NULL,
                               .parked = x->is_parked,
+                              .pinned = x->is_pinned,
                               .age_ns = now - x->created_ns,
                               .idle_ns = x->busy ? 0 : now - x->used_ns,
                               .idle_timeout_ns = x->idle_timeout_ns };
@@ -523,6 +530,70 @@ static void rewind_session(dd_service *s, dd_rpc *r, const dd_request *q)
     dd_answer(r, msg, len);
 }
 
+static void pin_session(dd_service *s, dd_rpc *r, const dd_request *q)
+{
+    dd_status st;
+    dd_wire_out o = { 0 };
+    size_t len = 0;
+    const uint32_t most = s->o.config->limits.max_pinned_sessions;
+    dd_session *x = find(s, q->session_id, &r->peer, dd_peer_may_use, &st);
+    if (x && !q->unpin && !x->is_pinned && s->n_pinned >= most) {
+        dd_status_set(&st, DD_RESOURCE_EXHAUSTED, "PIN_LIMIT", "%u sessions are pinned of %u",
+                      s->n_pinned, most);
+        x = NULL;
+    }
+    if (!x) {
+        dd_refuse(r, &st);
+        return;
+    }
+    if (x->is_pinned == q->unpin) {
+        x->is_pinned = !q->unpin;
+        s->n_pinned += x->is_pinned ? 1 : UINT32_MAX;
+        x->used_ns = de_now_ns(); /* its time to live begins anew */
+        if (x->timeline)
+            dd_timeline_pin(x->timeline, x->is_pinned);
+        dd_keep_changed(s, x);
+    }
+    put_session(&o, x);
+    uint8_t *msg = dd_wire_take(&o, &len);
+    dd_answer(r, msg, len);
+    dd_live_timer(s);
+}
+
+dd_saved dd_session_saved(const dd_service *s, const dd_session *x)
+{
+    return (dd_saved){
+        .model = dd_engine_info(s->engine)->model_name,
+        .id = x->id,
+        .name = x->name,
+        .generation = x->generation,
+        .idle_timeout_ns = x->idle_timeout_ns,
+        .owner_is_unix = x->owner.is_unix,
+        .owner_uid = x->owner.uid,
+        .owner_address = { x->owner.address, sizeof x->owner.address },
+        .thinking = x->thinking,
+        .omit_reasoning = x->omit_reasoning,
+        .preserve = x->preserve,
+        .pinned = x->is_pinned,
+        .ctx_tokens = x->ctx_wanted,
+        .tools = x->tools,
+        .n_tools = x->n_tools,
+        .messages = x->messages,
+        .n_messages = x->n_messages,
+        .sampled = x->sampled,
+    };
+}
+
+static void export_session(dd_service *s, dd_rpc *r, const dd_request *q)
+{
+    dd_status st;
+    const dd_session *x = find(s, q->session_id, &r->peer, dd_peer_may_end, &st);
+    if (x)
+        dd_export_begin(s, r, x, q->with_sampled);
+    else
+        dd_refuse(r, &st);
+}
+
 int dd_session_add(dd_session *x, dd_bytes message, const dd_sampled *from)
 {
     dd_bytes b;
@@ -558,6 +629,8 @@ dd_session *dd_session_restore(dd_service *s, const dd_saved *saved, const dd_pe
     x->omit_reasoning = saved->omit_reasoning;
     x->preserve = saved->preserve;
     x->ctx_wanted = saved->ctx_tokens;
+    x->is_pinned = saved->pinned;
+    s->n_pinned += x->is_pinned;
     return x;
 }
 
@@ -653,6 +726,8 @@ void dd_session_call(dd_service *s, dd_rpc *r, const uint8_t *msg, size_t len)
                                 : m == DD_M_LIST   ? DD_REQ_LIST
                                 : m == DD_M_FORK   ? DD_REQ_FORK
                                 : m == DD_M_REWIND ? DD_REQ_REWIND
+                                : m == DD_M_PIN    ? DD_REQ_PIN
+                                : m == DD_M_EXPORT ? DD_REQ_EXPORT
                                                    : DD_REQ_CLOSE;
     if (dd_request_decode(kind, msg, len, &q, &st) < 0) {
         dd_refuse(r, &st);
@@ -664,6 +739,10 @@ void dd_session_call(dd_service *s, dd_rpc *r, const uint8_t *msg, size_t len)
         fork_sessions(s, r, &q);
     } else if (m == DD_M_REWIND) {
         rewind_session(s, r, &q);
+    } else if (m == DD_M_PIN) {
+        pin_session(s, r, &q);
+    } else if (m == DD_M_EXPORT) {
+        export_session(s, r, &q);
     } else if (q.all_users && !dd_peer_is_admin(&r->peer)) {
         dd_status_set(&st, DD_PERMISSION_DENIED, "NOT_ADMIN",
                       "all_users is for members of policy.admin_group");
@@ -684,7 +763,7 @@ void dd_sessions_timer(dd_service *s, uint64_t now, uint64_t *next)
 {
     for (dd_session *x = s->sessions, *after; x; x = after) {
         after = x->next;
-        if (!x->idle_timeout_ns || x->busy)
+        if (!x->idle_timeout_ns || x->busy || x->is_pinned)
             continue;
         uint64_t at = dd_after_ns(x->used_ns, x->idle_timeout_ns);
         if (now >= at) {

@@ -54,6 +54,8 @@ typedef struct dc_call dc_call;
 #define DC_APPEND_MESSAGES "deltad.v1.SessionService/AppendMessages"
 #define DC_FORK_SESSION "deltad.v1.SessionService/ForkSession"
 #define DC_REWIND_SESSION "deltad.v1.SessionService/RewindSession"
+#define DC_PIN_SESSION "deltad.v1.SessionService/PinSession"
+#define DC_EXPORT_SESSION "deltad.v1.SessionService/ExportSession"
 #define DC_GET_MODEL_INFO "deltad.v1.ModelService/GetModelInfo"
 #define DC_GET_STATS "deltad.v1.ModelService/GetStats"
 

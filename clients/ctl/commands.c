@@ -276,7 +276,8 @@ static void print_sessions(const ctl *c, Deltad__V1__Session *const *list, size_
             printf("%-26s %-16s %8" PRIu64 " %8" PRIu32 " %8s %6" PRIu32 " %s\n", s->id, s->name,
                    s->generation, s->n_tokens, duration(s->idle_ns).text, s->owner_uid,
                    s->busy     ? "busy"
-                   : s->parked ? "parked"
+                   : s->parked ? s->pinned ? "parked, pinned" : "parked"
+                   : s->pinned ? "pinned"
                                : "idle");
     }
 }
@@ -332,6 +333,92 @@ static int rewind_session(ctl *c, char *id, const char *messages)
     return CTL_OK;
 }
 
+static int pin_session(ctl *c, char *id, bool unpin)
+{
+    ProtobufCMessage *m;
+    Deltad__V1__PinSessionRequest q = DELTAD__V1__PIN_SESSION_REQUEST__INIT;
+    q.session_id = id;
+    q.unpin = unpin;
+    int code =
+        ctl_unary(c, DC_PIN_SESSION, &q.base, &deltad__v1__pin_session_response__descriptor, &m);
+    if (code)
+        return code;
+    print_sessions(c, &((Deltad__V1__PinSessionResponse *)m)->session, 1);
+    protobuf_c_message_free_unpacked(m, NULL);
+    return CTL_OK;
+}
+
+/* All pieces, one behind the other, malloc'ed. 0, or an exit code. */
+static int read_export(ctl *c, char *id, uint8_t **ret_bytes, size_t *ret_len)
+{
+    Deltad__V1__ExportSessionRequest q = DELTAD__V1__EXPORT_SESSION_REQUEST__INIT;
+    ProtobufCMessage *m;
+    dc_call *call;
+    dc_status st;
+    uint8_t *bytes = NULL;
+    size_t n = 0;
+    q.session_id = id;
+    q.with_sampled = true;
+    int code = ctl_connect(c);
+    if (code)
+        return code;
+    int r = dc_start(c->client, DC_EXPORT_SESSION, &q.base, 0, &call, &st);
+    if (r < 0)
+        return ctl_say_status(c, r, &st);
+    while ((r = dc_next(call, &deltad__v1__export_session_response__descriptor, &m, &st)) > 0) {
+        const ProtobufCBinaryData *piece = &((Deltad__V1__ExportSessionResponse *)m)->piece;
+        uint8_t *more = realloc(bytes, n + piece->len + 1);
+        if (more && piece->len)
+            memcpy(more + n, piece->data, piece->len);
+        n += more ? piece->len : 0;
+        bytes = more ? more : bytes;
+        protobuf_c_message_free_unpacked(m, NULL);
+        if (!more) {
+            (void)fprintf(stderr, "deltactl: no memory for the export\n");
+            free(bytes);
+            return CTL_FAILED;
+        }
+        if (ctl_interrupted()) { /* while it was copied: no call saw it */
+            r = DC_EINTR;
+            break;
+        }
+    }
+    if (r < 0) {
+        free(bytes);
+        return ctl_say_status(c, r, &st);
+    }
+    *ret_bytes = bytes;
+    *ret_len = n;
+    return 0;
+}
+
+static int export_session(ctl *c, char *id, const char *path)
+{
+    uint8_t *bytes = NULL;
+    size_t n = 0;
+    int code = read_export(c, id, &bytes, &n);
+    if (code)
+        return code;
+    if (path) {
+        FILE *f = fopen(path, "wb");
+        const bool ok = f && (n == 0 || fwrite(bytes, n, 1, f) == 1);
+        if (!f || fclose(f) != 0 || !ok) {
+            (void)fprintf(stderr, "deltactl: %s cannot be written\n", path);
+            code = CTL_FAILED;
+        }
+    } else {
+        ProtobufCMessage *m =
+            protobuf_c_message_unpack(&deltad__v1__session_export__descriptor, NULL, n, bytes);
+        if (m)
+            ctl_print_json(m);
+        else
+            code = CTL_FAILED;
+        protobuf_c_message_free_unpacked(m, NULL);
+    }
+    free(bytes);
+    return code;
+}
+
 int ctl_sessions(ctl *c, int argc, char **argv)
 {
     ProtobufCMessage *m;
@@ -341,8 +428,15 @@ int ctl_sessions(ctl *c, int argc, char **argv)
         return fork_session(c, argv[2], argc == 4 ? argv[3] : NULL);
     if (argc == 4 && strcmp(argv[1], "rewind") == 0)
         return rewind_session(c, argv[2], argv[3]);
+    if (argc == 3 && strcmp(argv[1], "pin") == 0)
+        return pin_session(c, argv[2], false);
+    if (argc == 3 && strcmp(argv[1], "unpin") == 0)
+        return pin_session(c, argv[2], true);
+    if (argc == (c->json ? 3 : 4) && strcmp(argv[1], "export") == 0)
+        return export_session(c, argv[2], c->json ? NULL : argv[3]);
     if (argc != 1)
-        return ctl_usage("sessions: nothing, or: close ID, fork ID [COUNT], rewind ID MESSAGES");
+        return ctl_usage("sessions: nothing, or: close ID, fork ID [COUNT], rewind ID MESSAGES, "
+                         "pin ID, unpin ID, export ID FILE");
     Deltad__V1__ListSessionsRequest q = DELTAD__V1__LIST_SESSIONS_REQUEST__INIT;
     int code = ctl_unary(c, DC_LIST_SESSIONS, &q.base,
                          &deltad__v1__list_sessions_response__descriptor, &m);

@@ -103,7 +103,10 @@ struct delta_session {
     bool is_bad;      /* its state gave logits that are no numbers: nobody may go on from it */
     uint32_t waited;  /* steps without a row */
     size_t text_used; /* of the slot's text, by this step */
-    bool paused, is_background;
+    bool paused, is_background, is_pinned;
+    uint32_t
+        guard_end; /* of the node that it guards while it is pinned and not resident; 0: none */
+    uint64_t guard_serial;
     atomic_bool cancel;
 
     /* this turn: from the first append or generate after the last FINISHED */

@@ -172,6 +172,28 @@ static void begin(delta_session *s)
     s->n_generated = 0;
 }
 
+/* What a pinned session left to the cache goes last. */
+static void guard(delta_session *s)
+{
+    if (s->is_pinned && !de_session_is_resident(s) && de_session_uses_cache(s) && s->n)
+        de_prefix_guard(&s->engine->prefix, s->owner, s->tokens, s->n, &s->guard_end,
+                        &s->guard_serial);
+}
+
+static void unguard(delta_session *s)
+{
+    if (s->guard_end)
+        de_prefix_unguard(&s->engine->prefix, s->owner, s->tokens, s->guard_end, s->guard_serial);
+    s->guard_end = 0;
+}
+
+void delta_session_set_pinned(delta_session *s, bool pinned)
+{
+    unguard(s);
+    s->is_pinned = pinned;
+    guard(s);
+}
+
 static int make_resident(delta_session *s, uint32_t ctx_tokens, delta_error *err)
 {
     delta_engine *e = s->engine;
@@ -197,6 +219,7 @@ static int make_resident(delta_session *s, uint32_t ctx_tokens, delta_error *err
     }
     if (r < 0)
         return r;
+    unguard(s); /* it has a copy */
     e->stats.cache_tokens += s->computed;
     s->seat = seat;
     e->by_seat[seat] = s;
@@ -281,6 +304,7 @@ void delta_session_park(delta_session *s)
     s->n_pages = s->room = 0;
     s->has_logits = s->has_logits && s->computed == s->n;
     s->computed = s->piece_from = 0;
+    guard(s);
 }
 
 int delta_session_new(delta_engine *e, uint64_t owner, void *user, delta_session **ret_s,
@@ -309,6 +333,7 @@ void delta_session_free(delta_session *s)
     if (!s)
         return;
     delta_session_park(s);
+    unguard(s);
     de_sampler_done(&s->sampler);
     de_guide_done(&s->guide);
     free(s->pages);
@@ -391,7 +416,9 @@ int delta_session_rewind(delta_session *s, uint32_t n_tokens, delta_error *err)
         return 0;
     if (s->computed > n_tokens)
         delta_session_park(s); /* what it was can be found again */
+    unguard(s);
     de_session_truncate(s, n_tokens);
+    guard(s);
     s->has_logits = false;
     s->appended_from = s->appended_end = 0;
     s->in_turn = false;

@@ -187,6 +187,34 @@ uint32_t de_prefix_reach(const de_prefix *t, uint64_t owner, const uint32_t *ids
     return end;
 }
 
+static de_prefix_node *deepest(const de_prefix *t, uint64_t owner, const uint32_t *ids, uint32_t n)
+{
+    root *r = root_of(t, owner);
+    uint32_t shared = 0;
+    de_prefix_node *found = NULL;
+    for (de_prefix_node *x = r ? &r->node : NULL; x; x = child_of(x, ids, n, &shared))
+        found = x;
+    return found && found->end ? found : NULL;
+}
+
+void de_prefix_guard(de_prefix *t, uint64_t owner, const uint32_t *ids, uint32_t n,
+                     uint32_t *ret_end, uint64_t *ret_serial)
+{
+    de_prefix_node *x = deepest(t, owner, ids, n);
+    *ret_end = x ? x->end : 0;
+    *ret_serial = x ? x->serial : 0;
+    if (x)
+        x->guards++;
+}
+
+void de_prefix_unguard(de_prefix *t, uint64_t owner, const uint32_t *ids, uint32_t end,
+                       uint64_t serial)
+{
+    de_prefix_node *x = end ? deepest(t, owner, ids, end) : NULL;
+    if (x && x->serial == serial)
+        x->guards--;
+}
+
 bool de_prefix_has(const de_prefix *t, uint64_t owner, const uint32_t *ids, uint32_t n)
 {
     return n > 0 && de_prefix_reach(t, owner, ids, n) == n;
@@ -291,6 +319,7 @@ bool de_prefix_add(de_prefix *t, uint64_t owner, const uint32_t *ids, uint32_t n
     x->end = n;
     x->slot = slot;
     x->used = ++t->clock;
+    x->serial = ++t->last_serial;
     x->tokens = joined(ids + x->from, length(x), NULL, 0);
     x->pages = joined(pages + first_page(t, x), n_pages(t, x), NULL, 0);
     if (!x->tokens || !x->pages) {
@@ -397,13 +426,13 @@ struct wish {
     const de_prefix_node *but;
 };
 
-/* The node worth least that frees what is wanted. For pages that stay, a leaf that frees none will
+/* The node worth least that frees what is wanted, of those that nobody guards if there are any. For pages that stay, a leaf that frees none will
  * do if no other does: with others like it gone, its pages go. */
 static de_prefix_node *least(const de_prefix *t, const struct wish *w)
 {
     de_prefix_node *found = NULL;
     double found_worth = 0;
-    bool found_frees = false;
+    bool found_frees = false, found_guarded = false;
     for (root *r = t->roots; r; r = r->next)
         for (de_prefix_node *x = first_leaf(&r->node); x != &r->node; x = after(x)) {
             const bool has_slot = !(x->slot & DE_ON_HOST) != w->on_host;
@@ -413,11 +442,14 @@ static de_prefix_node *least(const de_prefix *t, const struct wish *w)
             if (w->pages && w->moves && own == 0)
                 continue;
             const double v = worth(t, x, own, has_slot);
-            const bool frees = own > 0;
-            if (!found || (w->pages && frees != found_frees ? frees : v < found_worth)) {
+            const bool frees = own > 0, guarded = x->guards > 0;
+            if (!found || (guarded != found_guarded           ? found_guarded
+                           : w->pages && frees != found_frees ? frees
+                                                              : v < found_worth)) {
                 found = x;
                 found_worth = v;
                 found_frees = frees;
+                found_guarded = guarded;
             }
         }
     return found;

@@ -15,7 +15,8 @@
  * When there is too little of slots or pages, the node goes that is worth least: tokens to compute
  * again, times how often it was of use, over age and size. With a second tier (de_prefix_host) its
  * slot and those of its pages that nobody else has move there, and the least of that tier goes;
- * without one, or where that has no room, the node goes for good and its edge to its children.
+ * without one, or where that has no room, the node goes for good and its edge to its children. Nodes
+ * that are guarded go after all others.
  *
  * Ownership  the tree owns nodes and tables, one slot a node, one owner's count of each page of an
  *            edge. kv and slots must outlive it.
@@ -38,8 +39,9 @@ struct de_prefix_node {
     uint32_t *tokens;   /* [end - from] */
     uint32_t *pages;    /* [ceil(end / page) - from / page]: those that the edge touches */
     uint32_t slot;
-    uint32_t hits, pins;
-    uint64_t used; /* the tree's clock when it was made or found */
+    uint32_t hits, pins, guards;
+    uint64_t serial; /* no other node had it or will */
+    uint64_t used;   /* the tree's clock when it was made or found */
 };
 
 /* The second tier: book-keeping of its pools, which others allocate, and the copies to it. They
@@ -68,7 +70,7 @@ typedef struct de_prefix {
     uint32_t page_tokens;
     uint64_t slot_bytes, page_bytes; /* what they weigh against each other */
     struct de_prefix_root *roots;
-    uint64_t clock;
+    uint64_t clock, last_serial;
     de_prefix_stats stats;
 } de_prefix;
 
@@ -93,6 +95,14 @@ void de_prefix_unuse(de_prefix *t, const uint32_t *pages, uint32_t n);
 /* pages [n], of the device, hold what the prefix's first n do: those that were on the host are these
  * from now on. */
 void de_prefix_moved_in(de_prefix *t, de_prefix_node *node, const uint32_t *pages, uint32_t n);
+
+/* The longest prefix of ids [n] that has a node is given up after those that nobody guards. Says its
+ * end and serial; end 0: there is none. */
+void de_prefix_guard(de_prefix *t, uint64_t owner, const uint32_t *ids, uint32_t n,
+                     uint32_t *ret_end, uint64_t *ret_serial);
+/* Takes that back; a no-op if the node has gone. */
+void de_prefix_unguard(de_prefix *t, uint64_t owner, const uint32_t *ids, uint32_t end,
+                       uint64_t serial);
 
 /* The owners' roots, one after the other (NULL: the first; NULL at the end): no checkpoints, their
  * children are. */

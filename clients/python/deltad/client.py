@@ -109,6 +109,12 @@ class Client:
         q = requests.create_session(**options)
         return Session(self, self._unary("SessionService/CreateSession", q).session.id)
 
+    def import_session(self, export) -> "Session":
+        """A new session that goes on from an export of this or another daemon."""
+        q = message("deltad.v1.CreateSessionRequest")(name=export.name, tools=export.tools, messages=export.messages,
+                                                      reasoning=export.reasoning)
+        return Session(self, self._unary("SessionService/CreateSession", q).session.id)
+
     def sessions(self, all_users=False) -> list:
         """[deltad.v1.Session]; all_users is for administrators."""
         return list(self._unary("SessionService/ListSessions", message("deltad.v1.ListSessionsRequest")(all_users=all_users)).sessions)
@@ -183,6 +189,22 @@ class Session:
         """Takes back all but the first n_messages. deltad.v1.Session"""
         q = message("deltad.v1.RewindSessionRequest")(session_id=self.id, n_messages=n_messages)
         return self.client._unary("SessionService/RewindSession", q).session
+
+    def pin(self, unpin=False):
+        """Keeps it: it is not closed for resting, and makes room after those that are not pinned. deltad.v1.Session"""
+        q = message("deltad.v1.PinSessionRequest")(session_id=self.id, unpin=unpin)
+        return self.client._unary("SessionService/PinSession", q).session
+
+    def export(self, with_sampled=False):
+        """The conversation, to be carried away: deltad.v1.SessionExport. with_sampled: the answers as they were sampled,
+        too. Client.import_session() goes on with it."""
+        q = message("deltad.v1.ExportSessionRequest")(session_id=self.id, with_sampled=with_sampled)
+        call = stub(self.client._channel, "unary_stream", "SessionService/ExportSession", "ExportSessionResponse")
+        try:
+            return message("deltad.v1.SessionExport").FromString(
+                b"".join(e.piece for e in call(q, timeout=self.client._timeout)))
+        except grpc.RpcError as e:
+            raise from_rpc(e) from None
 
     def get(self, with_messages=False):
         """deltad.v1.GetSessionResponse"""

@@ -126,6 +126,10 @@ void delta_session_cancel(delta_session *s);
 /* A session in the background gets the rows of steps that no other session wants. */
 void delta_session_set_background(delta_session *s, bool background);
 
+/* While a pinned session is not resident the state that it would go on from is given up after those of
+ * all that are not pinned. */
+void delta_session_set_pinned(delta_session *s, bool pinned);
+
 /* A paused session gets no rows: its reader is slow. Others run on. */
 void delta_session_pause(delta_session *s, bool paused);
 

@@ -210,6 +210,39 @@ TEST(the_cheapest_to_make_again_goes_first)
     teardown(&w);
 }
 
+/* What is guarded goes when nothing else is left, and a guard ends with its node. */
+TEST(the_guarded_goes_last)
+{
+    static world w;
+    uint32_t ids[LEN], other[LEN], pages[LEN / PAGE], end = 0;
+    uint64_t serial = 0, gone = 0;
+    REQUIRE(setup(&w));
+    for (uint32_t i = 0; i < LEN; i++)
+        other[i] = (ids[i] = i) + 1;
+    CHECK_EQ(de_kv_pages_take(&w.kv, LEN / PAGE, pages, NULL), 0);
+    CHECK(de_prefix_add(&w.tree, 1, ids, 2, pages, slot_for(&w)));
+    CHECK(de_prefix_add(&w.tree, 1, other, 50, pages, slot_for(&w)));
+    de_kv_pages_give(&w.kv, pages, LEN / PAGE);
+    de_prefix_guard(&w.tree, 1, ids, 9, &end, &serial);
+    CHECK_EQ(end, 2);
+    CHECK(de_prefix_evict(&w.tree, false)); /* 50 tokens, and yet first */
+    CHECK(de_prefix_has(&w.tree, 1, ids, 2) && !de_prefix_has(&w.tree, 1, other, 50));
+    CHECK(de_prefix_evict(&w.tree, true));
+    CHECK(!de_prefix_has(&w.tree, 1, ids, 2));
+    de_prefix_unguard(&w.tree, 1, ids, end, serial); /* it has gone: no harm */
+    gone = serial;
+    CHECK_EQ(de_kv_pages_take(&w.kv, LEN / PAGE, pages, NULL), 0);
+    CHECK(de_prefix_add(&w.tree, 1, ids, 2, pages, slot_for(&w)));
+    de_kv_pages_give(&w.kv, pages, LEN / PAGE);
+    de_prefix_guard(&w.tree, 1, ids, 2, &end, &serial);
+    CHECK(serial != gone);
+    de_prefix_unguard(&w.tree, 1, ids, end, gone); /* another node of the same tokens */
+    CHECK(de_prefix_evict(&w.tree, false));
+    de_prefix_guard(&w.tree, 1, ids, 2, &end, &serial);
+    CHECK_EQ(end, 0);
+    teardown(&w);
+}
+
 /* An inner node goes, and its children still know their whole prefix. */
 TEST(children_inherit_the_edge)
 {
