@@ -108,23 +108,27 @@ static int64_t message_at(const dd_live *l, uint32_t at)
 
 void dd_reuse_note(const dd_live *l, uint32_t cached, uint32_t shared, char *to, size_t size)
 {
-    const uint32_t prompt = l->usage.prompt;
+    const uint32_t prompt = l->usage.prompt, held = (uint32_t)(prompt - l->n_ids);
+    /* A session whose timeline was lost: after a restart, or for its reasoning. */
+    const bool is_again = l->session && held == 0 && l->session->n_messages;
     to[0] = '\0';
     if (!dd_engine_info(l->s->engine)->checkpoints) {
         (void)snprintf(to, size, "the cache is off");
     } else if (l->req.bypass_cache) {
         (void)snprintf(to, size, "the request bypasses the cache");
-    } else if (l->session && prompt - l->n_ids > cached + 1) {
+    } else if (l->session && held > cached + 1) {
         (void)snprintf(to, size,
                        "the session had left the device; of its %u tokens the state behind %u was "
                        "still kept",
                        (uint32_t)(prompt - l->n_ids), cached);
-    } else if ((l->session && prompt > l->n_ids) || shared + 1 >= prompt) {
+    } else if (held || shared + 1 >= prompt) {
         if (cached + DELTA_CACHE_CHUNK < shared)
             (void)snprintf(to, size, "all of the prompt is known; the last state kept is at %u",
                            cached);
     } else if (shared == 0) {
-        (void)snprintf(to, size, "nothing is kept that begins like this prompt");
+        (void)snprintf(to, size, "%s",
+                       is_again ? "the session is computed again: nothing of it was still kept"
+                                : "nothing is kept that begins like this prompt");
     } else {
         const int64_t m = l->method == DD_M_CHAT ? message_at(l, shared) : -1;
         char where[40] = "";

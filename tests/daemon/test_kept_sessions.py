@@ -60,8 +60,11 @@ class Kept(unittest.TestCase):
             self.assertLess(time.monotonic(), end, "nothing was written")
             time.sleep(0.005)
 
-    def turn(self, i, messages, **more):
-        return gather(self.inference.Chat(request(messages, session_id=i, **more)))
+    def turn(self, i, messages, reasoning_preserve=None, **more):
+        q = request(messages, session_id=i, **more)
+        if reasoning_preserve is not None:
+            q.reasoning.preserve = reasoning_preserve
+        return gather(self.inference.Chat(q))
 
     def conversation(self, after_turn):
         """A tool call, its result, and two more turns; the words of all of them."""
@@ -131,6 +134,19 @@ class Kept(unittest.TestCase):
             self.d.process.send_signal(signal.SIGKILL)
             self.d.process.wait()
             self.d.stop()
+
+    def test_a_turn_that_computes_again_says_why(self):
+        self.start(cache={"disk_bytes": 0})
+        i = self.sessions.CreateSession(s.CreateSessionRequest(messages=[message("user", "Hello. " * 60)])).session.id
+        usage = self.turn(i, [message("user", "Go on.")], max_tokens=8, think=True)["finished"].usage
+        self.assertEqual(usage.cache_note, "")
+        x = self.turn(i, [message("user", "And on.")], max_tokens=8, reasoning_preserve=False)["finished"].usage
+        self.assertRegex(x.cache_note, r"new from token \d+ on, in messages\[2\]; the last state kept before")
+        self.d.stop()
+        self.start(cache={"disk_bytes": 0})
+        x = self.turn(i, [message("user", "Still there?")], max_tokens=8)["finished"].usage
+        self.assertEqual((x.cached_tokens, x.cache_note),
+                         (0, "the session is computed again: nothing of it was still kept"))
 
     def test_forks_and_rewound_sessions_are_kept(self):
         self.start()
