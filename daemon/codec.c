@@ -1135,6 +1135,35 @@ uint8_t *dd_session_encode(const dd_session_view *v, size_t *ret_len)
     return pack(&s.base, ret_len);
 }
 
+/* A packed message, which is taken over, and behind it x's tools and messages, packed already, and its answers as they were sampled:
+ * fields `first` and the two that follow. */
+static uint8_t *with_conversation(uint8_t *head, size_t len, const dd_saved *x, uint32_t first,
+                                  bool with_sampled, size_t *ret_len)
+{
+    dd_wire_out o = { .data = head, .len = len, .size = len };
+    for (size_t i = 0; i < x->n_tools; i++)
+        dd_wire_put_bytes(&o, first, x->tools[i].data, x->tools[i].len);
+    for (size_t i = 0; i < x->n_messages; i++)
+        dd_wire_put_bytes(&o, first + 1, x->messages[i].data, x->messages[i].len);
+    for (size_t i = 0; with_sampled && i < x->n_messages; i++) {
+        const dd_sampled *from = &x->sampled[i];
+        Deltad__V1__SampledAnswer y = DELTAD__V1__SAMPLED_ANSWER__INIT;
+        if (!from->text.len)
+            continue;
+        y.message = (uint32_t)i;
+        y.text = (ProtobufCBinaryData){ from->text.len, (uint8_t *)from->text.p };
+        y.token_ids = (uint32_t *)from->ids;
+        y.n_token_ids = from->n_ids;
+        y.thinking = from->thought;
+        uint8_t *p = pack(&y.base, &len);
+        if (p)
+            dd_wire_put_bytes(&o, first + 2, p, len);
+        o.failed = o.failed || !p;
+        free(p);
+    }
+    return dd_wire_take(&o, ret_len);
+}
+
 uint8_t *dd_saved_encode(const dd_saved *x, size_t *ret_len)
 {
     Deltad__V1__SavedSession s = DELTAD__V1__SAVED_SESSION__INIT;
@@ -1156,29 +1185,7 @@ uint8_t *dd_saved_encode(const dd_saved *x, size_t *ret_len)
     uint8_t *head = pack(&s.base, &len);
     if (!head)
         return NULL;
-    /* The rest behind it: tools and messages are packed already. */
-    dd_wire_out o = { .data = head, .len = len, .size = len };
-    for (size_t i = 0; i < x->n_tools; i++)
-        dd_wire_put_bytes(&o, 13, x->tools[i].data, x->tools[i].len);
-    for (size_t i = 0; i < x->n_messages; i++)
-        dd_wire_put_bytes(&o, 14, x->messages[i].data, x->messages[i].len);
-    for (size_t i = 0; i < x->n_messages; i++) {
-        const dd_sampled *from = &x->sampled[i];
-        Deltad__V1__SavedSampled y = DELTAD__V1__SAVED_SAMPLED__INIT;
-        if (!from->text.len)
-            continue;
-        y.message = (uint32_t)i;
-        y.text = (ProtobufCBinaryData){ from->text.len, (uint8_t *)from->text.p };
-        y.ids = (uint32_t *)from->ids;
-        y.n_ids = from->n_ids;
-        y.thought = from->thought;
-        uint8_t *p = pack(&y.base, &len);
-        if (p)
-            dd_wire_put_bytes(&o, 15, p, len);
-        o.failed = o.failed || !p;
-        free(p);
-    }
-    return dd_wire_take(&o, ret_len);
+    return with_conversation(head, len, x, 13, true, ret_len);
 }
 
 uint8_t *dd_export_encode(const dd_saved *x, bool with_sampled, size_t *ret_len)
@@ -1198,28 +1205,7 @@ uint8_t *dd_export_encode(const dd_saved *x, bool with_sampled, size_t *ret_len)
     uint8_t *head = pack(&s.base, &len);
     if (!head)
         return NULL;
-    dd_wire_out o = { .data = head, .len = len, .size = len };
-    for (size_t i = 0; i < x->n_tools; i++)
-        dd_wire_put_bytes(&o, 5, x->tools[i].data, x->tools[i].len);
-    for (size_t i = 0; i < x->n_messages; i++)
-        dd_wire_put_bytes(&o, 6, x->messages[i].data, x->messages[i].len);
-    for (size_t i = 0; with_sampled && i < x->n_messages; i++) {
-        const dd_sampled *from = &x->sampled[i];
-        Deltad__V1__SampledAnswer y = DELTAD__V1__SAMPLED_ANSWER__INIT;
-        if (!from->text.len)
-            continue;
-        y.message = (uint32_t)i;
-        y.text = (ProtobufCBinaryData){ from->text.len, (uint8_t *)from->text.p };
-        y.token_ids = (uint32_t *)from->ids;
-        y.n_token_ids = from->n_ids;
-        y.thinking = from->thought;
-        uint8_t *p = pack(&y.base, &len);
-        if (p)
-            dd_wire_put_bytes(&o, 7, p, len);
-        o.failed = o.failed || !p;
-        free(p);
-    }
-    return dd_wire_take(&o, ret_len);
+    return with_conversation(head, len, x, 5, with_sampled, ret_len);
 }
 
 uint8_t *dd_export_piece_encode(const uint8_t *bytes, size_t len, size_t *ret_len)
@@ -1277,15 +1263,15 @@ int dd_saved_decode(const uint8_t *bytes, size_t len, de_arena *a, dd_saved *ret
         return no_memory(st);
     memset(sampled, 0, (s->n_messages + 1) * sizeof *sampled);
     for (size_t i = 0; i < s->n_sampled; i++) {
-        const Deltad__V1__SavedSampled *y = s->sampled[i];
+        const Deltad__V1__SampledAnswer *y = s->sampled[i];
         if (y->message >= s->n_messages)
             return invalid(st, "sampled.message", "%u of %zu", y->message, s->n_messages);
         if (!y->text.len)
             return invalid(st, "sampled.text", "it is empty");
         sampled[y->message] = (dd_sampled){ .text = { (char *)y->text.data, y->text.len },
-                                            .ids = y->ids,
-                                            .n_ids = y->n_ids,
-                                            .thought = y->thought };
+                                            .ids = y->token_ids,
+                                            .n_ids = y->n_token_ids,
+                                            .thought = y->thinking };
     }
     return 0;
 }

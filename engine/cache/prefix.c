@@ -426,8 +426,9 @@ struct wish {
     const de_prefix_node *but;
 };
 
-/* The node worth least that frees what is wanted, of those that nobody guards if there are any. For pages that stay, a leaf that frees none will
- * do if no other does: with others like it gone, its pages go. */
+/* The node worth least that frees what is wanted, of those that nobody guards if there are any. For
+ * pages that stay, a leaf that frees none will do if no other does: with others like it gone, its
+ * pages go. */
 static de_prefix_node *least(const de_prefix *t, const struct wish *w)
 {
     de_prefix_node *found = NULL;

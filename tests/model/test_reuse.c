@@ -15,30 +15,10 @@ __attribute__((constructor)) static void slow(void)
 /* On CUDA numbers are BF16, summed otherwise in decode than in prefill, and random text is what the model is least sure of: where a
  * router's choice hangs on the last bit, a prompt may part from itself. So few may differ by more than the bound, and all in the mean by
  * far less. */
-static bool on_cuda(void)
+static enum delta_backend backend(void)
 {
-    const char *backend = getenv("TEST_BACKEND");
-    return backend && strcmp(backend, "cuda") == 0;
-}
-
-static delta_engine *open_model(uint32_t seats, uint64_t kv_tokens, uint32_t checkpoints,
-                                uint64_t host_bytes)
-{
-    const delta_engine_options o = { .model_dir = DEMO_MODEL_DIR,
-                                     .backend = on_cuda() ? DELTA_BACKEND_CUDA : DELTA_BACKEND_CPU,
-                                     .max_sessions = seats,
-                                     .kv_tokens = kv_tokens,
-                                     .step_tokens = 128,
-                                     .checkpoints = checkpoints,
-                                     .cache_host_bytes = host_bytes,
-                                     .no_cache = checkpoints == 0 };
-    delta_engine *e = NULL;
-    delta_error err = { 0 };
-    if (delta_engine_open(&o, &e, &err) < 0) {
-        printf("# %s\n", err.text);
-        exit(1);
-    }
-    return e;
+    const char *name = getenv("TEST_BACKEND");
+    return name && strcmp(name, "cuda") == 0 ? DELTA_BACKEND_CUDA : DELTA_BACKEND_CPU;
 }
 
 static double largest, sum; /* of differences of logprobs */
@@ -50,7 +30,7 @@ static void is_as_likely(const uint32_t *ids, uint32_t n, float logprob)
     static delta_engine *e;
     static result x;
     if (!e)
-        e = open_model(1, 1024, 0, 0);
+        e = open_tiers(backend(), 1, 1024, 0, 0);
     delta_session *s = new_session(e, n + 1, &x);
     CHECK_EQ(delta_session_append(s, ids, n, NULL), 0);
     CHECK_EQ(delta_session_generate(s, &with_logprobs, &(delta_stopping){ .max_tokens = 1 }, NULL),
@@ -61,7 +41,7 @@ static void is_as_likely(const uint32_t *ids, uint32_t n, float logprob)
     sum += d;
     n_cold++;
     n_far += d > 0.25;
-    CHECK(on_cuda() ? isfinite(d) : d < 1e-3);
+    CHECK(backend() == DELTA_BACKEND_CUDA ? isfinite(d) : d < 1e-3);
     delta_session_free(s);
 }
 
@@ -77,7 +57,7 @@ TEST(random_operations_say_what_cold_prompts_say)
     for (int tiers = 1; tiers <= 2; tiers++) {
         uint32_t no_room = 0;
         delta_engine_stats st;
-        delta_engine *e = open_model(SEATS, 40 * 64, 9, tiers == 2 ? 16u << 20 : 0);
+        delta_engine *e = open_tiers(backend(), SEATS, 40 * 64, 9, tiers == 2 ? 16u << 20 : 0);
         random_operations(e, operations, word, is_as_likely, &st, &no_room);
         CHECK(st.cache_hits > operations / 100 && st.cache_evictions > operations / 100);
         CHECK(tiers == 1 ? st.cache_moves == 0 : st.cache_moves > operations / 200);

@@ -531,6 +531,18 @@ static de_cu_linear random_linear(uint32_t out, uint32_t in, bool int8)
     de_cu_fill_linear(NULL, l, pool_used);
     return l;
 }
+static de_cu_experts random_experts(uint32_t E, uint32_t hidden, uint32_t width)
+{
+    de_cu_experts e = { E, 8, hidden, width, width };
+    e.shared_gate_up = random_linear(2 * width, hidden, false);
+    e.shared_down = random_linear(hidden, width, false);
+    e.gate_up = random_linear(E * 2 * width, hidden, true);
+    e.down = random_linear(E * hidden, width, true);
+    e.gate_up.out = 2 * width, e.down.out = hidden;
+    e.gate_up_stride = (size_t)2 * width * hidden, e.down_stride = (size_t)hidden * width;
+    e.gate_up_scales = 2 * width, e.down_scales = hidden;
+    return e;
+}
 
 template <class F> static void time_op(const char *name, double bytes, double limit, F f)
 {
@@ -597,17 +609,7 @@ static int bench(uint32_t n)
         ain[i] = random_linear(9216, hidden, true);
         aout[i] = random_linear(hidden, 4096, true);
         rt[i] = random_linear(E + 1, hidden, false);
-        de_cu_experts &e = ex[i];
-        e = { E, 8, hidden, width, width };
-        e.shared_gate_up = random_linear(2 * width, hidden, false);
-        e.shared_down = random_linear(hidden, width, false);
-        e.gate_up = random_linear(E * 2 * width, hidden, true);
-        e.down = random_linear(E * hidden, width, true);
-        e.gate_up.out = 2 * width, e.down.out = hidden;
-        e.gate_up_stride = e.down_stride = 0;
-        e.gate_up_stride = (size_t)2 * width * hidden;
-        e.down_stride = (size_t)hidden * width;
-        e.gate_up_scales = 2 * width, e.down_scales = hidden;
+        ex[i] = random_experts(E, hidden, width);
     }
     void *work = take<uint8_t>(de_cu_decode_moe_bytes(ex[0], 64));
     auto gdn = [&](int i) {
@@ -674,15 +676,7 @@ static int bench_tiles(uint32_t n)
         in[i] = random_linear(12352, hidden, false);
         out[i] = random_linear(hidden, 4096, false);
         ain[i] = random_linear(9216, hidden, true);
-        de_cu_experts &e = ex[i];
-        e = { E, 8, hidden, width, width };
-        e.shared_gate_up = random_linear(2 * width, hidden, false);
-        e.shared_down = random_linear(hidden, width, false);
-        e.gate_up = random_linear(E * 2 * width, hidden, true);
-        e.down = random_linear(E * hidden, width, true);
-        e.gate_up.out = 2 * width, e.down.out = hidden;
-        e.gate_up_stride = (size_t)2 * width * hidden, e.down_stride = (size_t)hidden * width;
-        e.gate_up_scales = 2 * width, e.down_scales = hidden;
+        ex[i] = random_experts(E, hidden, width);
     }
     void *work = take<uint8_t>(de_cu_moe_tile_bytes(ex[0], n));
     const auto time = [&](const char *name, double flop, double bytes, auto f) {

@@ -17,6 +17,26 @@ static uint32_t rnd(uint32_t n)
     return (uint32_t)(random_state >> 33) % n;
 }
 
+static delta_engine *open_tiers(enum delta_backend backend, uint32_t seats, uint64_t kv_tokens,
+                                uint32_t checkpoints, uint64_t host_bytes)
+{
+    const delta_engine_options o = { .model_dir = DEMO_MODEL_DIR,
+                                     .backend = backend,
+                                     .max_sessions = seats,
+                                     .kv_tokens = kv_tokens,
+                                     .step_tokens = 128,
+                                     .checkpoints = checkpoints,
+                                     .cache_host_bytes = host_bytes,
+                                     .no_cache = checkpoints == 0 };
+    delta_engine *e = NULL;
+    delta_error err = { 0 };
+    if (delta_engine_open(&o, &e, &err) < 0) {
+        printf("# %s\n", err.text);
+        exit(1);
+    }
+    return e;
+}
+
 typedef struct one {
     delta_session *s;
     uint32_t ids[CTX], n;

@@ -665,18 +665,6 @@ struct workspace_of {
     }
 };
 
-int stages_here()
-{
-    static int stages;
-    if (!stages) {
-        int device = 0, major = 0;
-        (void)cudaGetDevice(&device);
-        (void)cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-        stages = ring_stages(major);
-    }
-    return stages;
-}
-
 /* True if blocks that take all parts of their pairs would leave more than an eighth of the card idle. */
 bool worth_splitting(uint32_t blocks)
 {
@@ -698,8 +686,8 @@ void launch(cudaStream_t stream, const de_cu_attn &a, const bf16 *p, size_t ldp,
                    likely = (rows / tokens + n_seqs) * a.kv_heads;
     auto attend = [&](const split &how, uint32_t n) {
         cu_launch_threads(attend_kernel<FP8>, dim3(tiles * n, a.kv_heads, n_seqs), THREADS,
-                          shared_bytes(stages_here()), stream, false, a, p, ldp, seqs, pages,
-                          (const uint16_t *)w.q, how, w.slots, w.taken, y);
+                          shared_bytes(ring_stages(cu_major())), stream, false, a, p, ldp, seqs,
+                          pages, (const uint16_t *)w.q, how, w.slots, w.taken, y);
     };
     if (parts < 2 || most > SLOTS / 3 || !worth_splitting(likely < most ? likely : most)) {
         attend({ tiles, 0, 0, 0 }, 1);

@@ -172,6 +172,17 @@ inline uint32_t cu_multiprocessors()
     }
     return n;
 }
+/* Major compute capability of the device. */
+inline int cu_major()
+{
+    static int major;
+    if (!major) {
+        int device = 0;
+        (void)cudaGetDevice(&device);
+        (void)cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    }
+    return major;
+}
 /* Blocks of one an SM for that many pieces of work. */
 inline uint32_t cu_blocks(uint32_t pieces)
 {

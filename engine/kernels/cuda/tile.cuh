@@ -187,21 +187,16 @@ __device__ __forceinline__ float4 tile_get(const float *out, const de_cu_linear 
 
 inline bool tile_has_wgmma()
 {
-    static int major;
-    if (!major) {
-        int device = 0;
-        (void)cudaGetDevice(&device);
-        (void)cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-    }
-    return major == 9;
+    return cu_major() == 9;
 }
 inline bool tile_has_groups(const de_cu_linear &w)
 {
     return w.scale && w.group < w.in;
 }
 
-enum tile_size { TILE_16, TILE_32, TILE_64, TILE_96, TILE_128 }; /* rows of x in a tile, by wgmma */
-typedef wgmma_shape<1, 1, 16, 3> wgmma_16;                       /* 64 x 16, three blocks an SM */
+/* rows of x in a tile, by wgmma */
+enum tile_size { TILE_16 = 16, TILE_32 = 32, TILE_64 = 64, TILE_96 = 96, TILE_128 = 128 };
+typedef wgmma_shape<1, 1, 16, 3> wgmma_16; /* 64 x 16, three blocks an SM */
 typedef wgmma_shape<1, 1, 32, 3> wgmma_32;
 typedef wgmma_shape<2, 1, 64, 2> wgmma_64; /* 128 x 64 */
 /* INT8 leaves room for two blocks an SM, one at its products while the other begins or ends. */
@@ -214,43 +209,35 @@ typedef wgmma_shape<2, 2, 128, 1> wgmma_128_bf16;
  * only mma.sync's small tile has registers for that. */
 template <class F> void choose_tile(const de_cu_linear &w, tile_size size, F launch)
 {
-    const auto by_type = [&](auto shape) {
+    const auto by_type = [&](auto int8, auto bf16) {
         if (w.scale)
-            launch(shape, std::true_type(), std::false_type());
+            launch(int8, std::true_type(), std::false_type());
         else
-            launch(shape, std::false_type(), std::false_type());
+            launch(bf16, std::false_type(), std::false_type());
     };
     if (tile_has_groups(w))
         launch(tile_small(), std::true_type(), std::true_type());
     else if (!tile_has_wgmma() && size >= TILE_96)
-        by_type(tile_large());
+        by_type(tile_large(), tile_large());
     else if (!tile_has_wgmma())
-        by_type(tile_small());
-    else if (size == TILE_128 && w.scale)
-        launch(wgmma_128(), std::true_type(), std::false_type());
+        by_type(tile_small(), tile_small());
     else if (size == TILE_128)
-        launch(wgmma_128_bf16(), std::false_type(), std::false_type());
-    else if (size == TILE_96 && w.scale)
-        launch(wgmma_96(), std::true_type(), std::false_type());
+        by_type(wgmma_128(), wgmma_128_bf16());
     else if (size == TILE_96)
-        launch(wgmma_96_bf16(), std::false_type(), std::false_type());
+        by_type(wgmma_96(), wgmma_96_bf16());
     else if (size == TILE_64)
-        by_type(wgmma_64());
+        by_type(wgmma_64(), wgmma_64());
     else if (size == TILE_32)
-        by_type(wgmma_32());
+        by_type(wgmma_32(), wgmma_32());
     else
-        by_type(wgmma_16());
+        by_type(wgmma_16(), wgmma_16());
 }
 /* Rows in a tile of choose_tile(). */
 inline uint32_t tile_rows(bool groups, tile_size size)
 {
     if (groups || !tile_has_wgmma())
         return !groups && size >= TILE_96 ? tile_large::BN : tile_small::BN;
-    return size == TILE_16   ? 16
-           : size == TILE_32 ? 32
-           : size == TILE_64 ? 64
-           : size == TILE_96 ? 96
-                             : 128;
+    return size;
 }
 /* The largest tile of which there are enough to occupy the multiprocessors. */
 inline tile_size tile_for(uint32_t out, uint32_t rows)

@@ -11,28 +11,9 @@ __attribute__((constructor)) static void slow(void)
     tap_timeout_s = 300;
 }
 
-static delta_engine *open_tiers(uint32_t seats, uint64_t kv_tokens, uint32_t checkpoints,
-                                uint64_t host_bytes)
-{
-    const delta_engine_options o = { .model_dir = DEMO_MODEL_DIR,
-                                     .max_sessions = seats,
-                                     .kv_tokens = kv_tokens,
-                                     .step_tokens = 128,
-                                     .checkpoints = checkpoints,
-                                     .cache_host_bytes = host_bytes,
-                                     .no_cache = checkpoints == 0 };
-    delta_engine *e = NULL;
-    delta_error err = { 0 };
-    if (delta_engine_open(&o, &e, &err) < 0) {
-        printf("# %s\n", err.text);
-        exit(1);
-    }
-    return e;
-}
-
 static delta_engine *open_with(uint32_t seats, uint64_t kv_tokens, uint32_t checkpoints)
 {
-    return open_tiers(seats, kv_tokens, checkpoints, 0);
+    return open_tiers(DELTA_BACKEND_AUTO, seats, kv_tokens, checkpoints, 0);
 }
 
 /* What a timeline says next, alone and cold. */
@@ -68,7 +49,7 @@ static void random_tiers(uint64_t host_bytes)
     delta_engine_stats st;
     toy_ignores_cuts = true;
     memset(script, 0, sizeof script);
-    delta_engine *e = open_tiers(SEATS, 40 * 64, 9, host_bytes);
+    delta_engine *e = open_tiers(DELTA_BACKEND_AUTO, SEATS, 40 * 64, 9, host_bytes);
     random_operations(e, OPERATIONS, toy_token, says_the_same, &st, &no_room);
     CHECK(st.cache_hits > 1000 && st.cache_evictions > 1000 && no_room > 1000);
     CHECK(host_bytes == 0 ? st.cache_moves == 0 : st.cache_moves > 500);
@@ -343,7 +324,9 @@ TEST(what_is_kept_survives_the_engine)
                 k < (uint32_t)(i % 4) * 100 ? ids[0][k] : (ids[i][k] + (uint32_t)i * 17) % 250;
     }
     for (int tiers = 0; tiers < 2; tiers++) {
-        delta_engine *e = open_tiers(2, 120 * 64, tiers ? 4 : 30, tiers ? 400000 : 0), *f;
+        delta_engine *e = open_tiers(DELTA_BACKEND_AUTO, 2, 120 * 64, tiers ? 4 : 30,
+                                     tiers ? 400000 : 0),
+                     *f;
         for (int i = 0; i < PROMPTS; i++)
             (void)found(e, (uint64_t)i % 2, ids[i], 300 + (uint32_t)i * 20);
         delta_engine_stats before, after;
