@@ -10,6 +10,7 @@
 
 struct de_backend {
     const char *name;
+    uint32_t rows; /* of a forward that are worth computing at once */
     /* Memory on the host, zeroed, that the backend writes logits to without a copy of its own. */
     void *(*host_alloc)(size_t bytes);
     void (*host_free)(void *p);
@@ -25,6 +26,7 @@ struct de_backend {
     void (*free)(de_model *m);
     int (*forward)(de_model *m, const de_batch *batch, float *logits, const de_capture *capture,
                    delta_error *err);
+    int (*wait)(de_model *m, delta_error *err); /* NULL: nothing is ever under way */
     void (*slot_clear)(de_model *m, uint32_t slot);
     size_t (*slot_bytes)(const de_model *m);
     int (*slot_save)(de_model *m, uint32_t slot, void *dst, delta_error *err);

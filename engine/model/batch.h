@@ -15,6 +15,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/top_logits.h"
+
 enum {
     DE_PAGE = 64,  /* tokens of one KV page */
     DE_CHUNK = 64, /* tokens of one chunk of the chunked delta rule */
@@ -34,6 +36,7 @@ typedef struct de_batch_seq {
     uint32_t slot;              /* state slot */
     bool decode;                /* one row, computed the way of decode: see docs/NUMERICS.md */
     uint32_t first_out, n_out;  /* of its rows, the last n_out get logits, at out[first_out ..] */
+    bool wants_top;             /* the first in rank will do (de_batch.tops) */
     const de_batch_mark *marks; /* [n_marks], rising */
     uint32_t n_marks;
 } de_batch_seq;
@@ -43,6 +46,10 @@ typedef struct de_batch {
     const uint32_t *tokens;   /* [n_rows] */
     const uint32_t (*pos)[3]; /* [n_rows] rotary positions t, h, w (equal for text) */
     const de_batch_seq *seqs; /* [n_seqs] */
+    /* [n_out], or NULL. Written for outputs of sequences that want it, in place of their logits, by backends that can: the first in
+     * rank of ids below n_ids. The caller has set n to 0. */
+    de_top_logits *tops;
+    uint32_t n_ids;
 } de_batch;
 
 #endif

@@ -20,6 +20,8 @@ const de_backend *de_backend_find(const char *name);
 const char *de_backend_name(const de_backend *b);
 /* Bytes of the memory that a model on it must fit in; 0: there is no device. */
 uint64_t de_backend_memory(const de_backend *b);
+/* Rows of a forward that are worth computing at once. */
+uint32_t de_backend_rows(const de_backend *b);
 /* Measures how many bytes a second the memory can be read with, the limit of decode. < 0: this
  * backend does not tell. */
 int de_backend_read_rate(const de_backend *b, double *ret_rate);
@@ -31,7 +33,7 @@ enum de_kv_type { DE_KV_AUTO, DE_KV_BF16, DE_KV_FP8 };
 
 typedef struct de_model_options {
     const de_backend *backend; /* NULL: cpu */
-    enum de_kv_type kv_type;   /* cuda: DE_KV_AUTO is BF16. cpu: always F32 */
+    enum de_kv_type kv_type;   /* cuda: DE_KV_AUTO is BF16. cpu: AUTO alone, F32 */
     uint32_t threads;          /* of the CPU backend; 0: all cores */
     uint32_t n_slots;          /* state slots */
     uint32_t n_pages;          /* KV pages of DE_PAGE tokens, shared by all attention layers */
@@ -67,6 +69,9 @@ typedef struct de_capture {
 int de_forward(de_model *m, const de_batch *batch, float *logits, const de_capture *capture,
                delta_error *err);
 
+/* The copies below, to and from memory of de_backend_host_alloc(), may be under way yet when they return, in order with all else that
+ * the model does. Until this has returned nobody else reads or writes that memory. DELTA_EIO: the device failed. */
+int de_model_wait(de_model *m, delta_error *err);
 /* A slot as at the start of a sequence. */
 void de_model_slot_clear(de_model *m, uint32_t slot);
 /* Copies of a slot's state (checkpoints); size of one copy in bytes. Each DeltaNet layer in turn:

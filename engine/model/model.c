@@ -21,6 +21,11 @@ const char *de_backend_name(const de_backend *b)
     return b->name;
 }
 
+uint32_t de_backend_rows(const de_backend *b)
+{
+    return b->rows;
+}
+
 uint64_t de_backend_memory(const de_backend *b)
 {
     return b->memory_bytes();
@@ -127,6 +132,11 @@ int de_forward(de_model *m, const de_batch *b, float *logits, const de_capture *
 {
     int r = check_batch(m, b, err);
     return r < 0 ? r : m->backend->forward(m, b, logits, capture, err);
+}
+
+int de_model_wait(de_model *m, delta_error *err)
+{
+    return m->backend->wait ? m->backend->wait(m, err) : 0;
 }
 
 void de_model_slot_clear(de_model *m, uint32_t slot)

@@ -120,8 +120,13 @@ static void mask_out(const de_sampler *s, const de_choice *c, float *logits)
     }
     for (uint32_t i = 0; i < c->n_barred; i++)
         logits[c->barred[i]] = -INFINITY;
-    for (uint32_t i = 0; c->allowed && i < m->n_vocab; i++)
-        logits[i] = c->allowed[i / 32] >> (i % 32) & 1 ? logits[i] : -INFINITY;
+    for (uint32_t word = 0; c->allowed && word * 32 < m->n_vocab;
+         word++) { /* most are 0 or whole */
+        const uint32_t end = m->n_vocab - word * 32 < 32 ? m->n_vocab - word * 32 : 32;
+        for (uint32_t k = 0; c->allowed[word] != UINT32_MAX && k < end; k++)
+            if (!(c->allowed[word] >> k & 1))
+                logits[word * 32 + k] = -INFINITY;
+    }
 }
 
 /* ---- selection ---- */
@@ -209,13 +214,35 @@ static double weight(const de_sampler *s, float logit, float largest)
     return exp(((double)logit - (double)largest) / (double)s->p.temperature);
 }
 
+/* How many of the first m in rank, which c holds in that order, min_p and top_p leave; top_k is not looked at. Sums go by rank. */
+static uint32_t cut_ranked(const de_sampler *s, const de_candidate *c, uint32_t m, float largest)
+{
+    uint32_t left = 0;
+    double total = 0, sum = 0;
+    while (left < m && (left == 0 || s->p.min_p <= 0 ||
+                        weight(s, c[left].logit, largest) >= (double)s->p.min_p))
+        total += weight(s, c[left++].logit, largest);
+    if (s->p.top_p >= 1.0f)
+        return left;
+    for (uint32_t i = 0; i < left; i++) {
+        sum += weight(s, c[i].logit, largest);
+        if (sum >= (double)s->p.top_p * total)
+            return i + 1;
+    }
+    return left;
+}
+
 /* The last in rank that min_p, top_k and top_p leave. */
 static de_candidate cut_off(const de_sampler *s, const float *logits, uint32_t n, float largest,
                             de_sample_scratch *x)
 {
     de_candidate *c = x->candidates;
-    uint32_t m = 0;
     de_candidate cut = { -INFINITY, UINT32_MAX };
+    if (s->p.top_k && s->p.top_k < n) {
+        const uint32_t m = select_top(logits, n, s->p.top_k, c);
+        sort_heap(c, m);
+        return c[cut_ranked(s, c, m, largest) - 1];
+    }
     if (s->p.min_p > 0) {
         /* exp() only near the border */
         const double near = log((double)s->p.min_p) * (double)s->p.temperature - 1e-3;
@@ -225,19 +252,13 @@ static de_candidate cut_off(const de_sampler *s, const float *logits, uint32_t n
                 weight(s, logits[i], largest) >= (double)s->p.min_p)
                 cut.logit = logits[i];
     }
-    const bool by_count = s->p.top_k && s->p.top_k < n;
-    if (by_count) {
-        m = select_top(logits, n, s->p.top_k, c);
-        if (ranks_before(c[0], cut))
-            cut = c[0];
-    }
     if (s->p.top_p >= 1.0f)
         return cut;
     /* What is left so far, as a heap with the first in rank at the root. */
     double total = 0;
     uint32_t left = 0;
-    for (uint32_t i = 0; i < (by_count ? m : n); i++) {
-        const de_candidate v = by_count ? c[i] : (de_candidate){ logits[i], i };
+    for (uint32_t i = 0; i < n; i++) {
+        const de_candidate v = { logits[i], i };
         if (v.logit == -INFINITY || ranks_before(cut, v))
             continue;
         c[left++] = v;
@@ -257,22 +278,16 @@ static de_candidate cut_off(const de_sampler *s, const float *logits, uint32_t n
     return cut;
 }
 
-static uint32_t draw(const de_sampler *s, const float *logits, uint32_t n, float largest,
-                     uint64_t position, de_sample_scratch *x)
+/* Of x->candidates, which stand in the order of ids. */
+static uint32_t draw_kept(const de_sampler *s, uint32_t kept, float largest, uint64_t position,
+                          de_sample_scratch *x)
 {
-    const de_candidate cut = cut_off(s, logits, n, largest, x);
-    uint32_t kept = 0;
-    double total = 0;
-    for (uint32_t i = 0; i < n; i++) {
-        const de_candidate v = { logits[i], i };
-        if (logits[i] < cut.logit || logits[i] == -INFINITY || ranks_before(cut, v))
-            continue;
-        x->candidates[kept] = v;
-        x->weights[kept] = weight(s, logits[i], largest);
-        total += x->weights[kept++];
+    double total = 0, sum = 0;
+    for (uint32_t i = 0; i < kept; i++) {
+        x->weights[i] = weight(s, x->candidates[i].logit, largest);
+        total += x->weights[i];
     }
     const double target = de_philox_uniform(s->p.seed, position) * total;
-    double sum = 0;
     uint32_t last = 0;
     for (uint32_t i = 0; i < kept; i++) {
         sum += x->weights[i];
@@ -284,18 +299,102 @@ static uint32_t draw(const de_sampler *s, const float *logits, uint32_t n, float
     return x->candidates[last].id;
 }
 
-/* The largest, the lowest id on a tie; false if one is NaN or +inf. */
+static uint32_t draw(const de_sampler *s, const float *logits, uint32_t n, float largest,
+                     uint64_t position, de_sample_scratch *x)
+{
+    const de_candidate cut = cut_off(s, logits, n, largest, x);
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        const de_candidate v = { logits[i], i };
+        if (logits[i] < cut.logit || logits[i] == -INFINITY || ranks_before(cut, v))
+            continue;
+        x->candidates[kept++] = v;
+    }
+    return draw_kept(s, kept, largest, position, x);
+}
+
+/* The largest, the lowest id on a tie; false if one is NaN or +inf. Several at a time: of a quarter of a million logits this is most
+ * of a draw. */
 static bool find_largest(const float *logits, uint32_t n, uint32_t *ret_id)
 {
-    uint32_t best = 0;
-    bool sound = true;
-    for (uint32_t i = 0; i < n; i++) {
-        sound &= logits[i] < INFINITY; /* false for NaN, too */
-        if (logits[i] > logits[best])
-            best = i;
+    typedef float many __attribute__((vector_size(16)));
+    typedef int32_t masks __attribute__((vector_size(16)));
+    enum { LANES = 4 };
+    many most = { -INFINITY, -INFINITY, -INFINITY, -INFINITY };
+    masks sound = ~(masks){ 0 };
+    uint32_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        many x;
+        memcpy(&x, logits + i, sizeof x);
+        const masks larger = x > most;
+        sound &= x < INFINITY; /* false for NaN, too */
+        most = (many)((larger & (masks)x) | (~larger & (masks)most));
     }
-    *ret_id = best;
-    return sound;
+    float best = -INFINITY;
+    bool all_sound = true;
+    for (uint32_t k = 0; k < LANES; k++) {
+        best = most[k] > best ? most[k] : best;
+        all_sound &= sound[k] != 0;
+    }
+    for (; i < n; i++) {
+        best = logits[i] > best ? logits[i] : best;
+        all_sound &= logits[i] < INFINITY;
+    }
+    for (i = 0; i + 1 < n && logits[i] != best; i++)
+        ;
+    *ret_id = logits[i] == best ? i : 0;
+    return all_sound;
+}
+
+static const char not_finite[] = "the model gave a logit that is no finite number",
+                  none_left[] = "no token is left to draw from";
+
+uint32_t de_sampler_ranks(const de_sampler *s)
+{
+    if (de_sampler_wants_logprobs(s) || s->p.n_bias || s->seen || s->p.any_id)
+        return 0;
+    return s->p.temperature > 0 ? s->p.top_k : 1;
+}
+
+int de_sample_ranked(de_sampler *s, const de_choice *c, const de_candidate *first, uint32_t n,
+                     bool is_sound, uint64_t position, de_sample_scratch *x, de_drawn *ret_drawn,
+                     delta_error *err)
+{
+    const uint32_t most = de_sampler_ranks(s);
+    de_candidate *kept = x->candidates;
+    uint32_t m = 0;
+    if (!is_sound)
+        return delta_fail(err, DELTA_EINTERNAL, "%s", not_finite);
+    for (uint32_t i = 0; i < n && m < most; i++) {
+        bool may = first[i].logit > -INFINITY;
+        for (uint32_t k = 0; may && k < c->n_barred; k++)
+            may = first[i].id != c->barred[k];
+        for (uint32_t k = 0; may && k < c->mask->n_holes; k++)
+            may = first[i].id != c->mask->holes[k];
+        if (may)
+            kept[m++] = first[i];
+    }
+    *ret_drawn = (de_drawn){ .logprob = NAN };
+    if (c->forced) {
+        ret_drawn->id = *c->forced;
+        return 0;
+    }
+    if (m == 0)
+        return delta_fail(err, DELTA_EINTERNAL, "%s", none_left);
+    const float largest = kept[0].logit;
+    ret_drawn->id = kept[0].id;
+    if (s->p.temperature <= 0)
+        return 0;
+    m = cut_ranked(s, kept, m, largest);
+    for (uint32_t i = 1; i < m; i++) { /* by id */
+        const de_candidate v = kept[i];
+        uint32_t at = i;
+        for (; at > 0 && kept[at - 1].id > v.id; at--)
+            kept[at] = kept[at - 1];
+        kept[at] = v;
+    }
+    ret_drawn->id = draw_kept(s, m, largest, position, x);
+    return 0;
 }
 
 bool de_sampler_wants_logprobs(const de_sampler *s)
@@ -316,7 +415,7 @@ int de_sample(de_sampler *s, const de_choice *c, float *logits, uint64_t positio
     double lse = 0;
     uint32_t best;
     if (!find_largest(logits, n, &best))
-        return delta_fail(err, DELTA_EINTERNAL, "the model gave a logit that is no finite number");
+        return delta_fail(err, DELTA_EINTERNAL, "%s", not_finite);
     const bool log_wanted = de_sampler_wants_logprobs(s);
     const float largest = logits[best];
     if (log_wanted && largest > -INFINITY)
@@ -330,7 +429,7 @@ int de_sample(de_sampler *s, const de_choice *c, float *logits, uint64_t positio
         mask_out(s, c, logits);
         (void)find_largest(logits, n, &best);
         if (!(logits[best] > -INFINITY))
-            return delta_fail(err, DELTA_EINTERNAL, "no token is left to draw from");
+            return delta_fail(err, DELTA_EINTERNAL, "%s", none_left);
         d.id = s->p.temperature > 0 ? draw(s, logits, n, logits[best], position, x) : best;
     }
     if (log_wanted)

@@ -6,7 +6,8 @@
  * walks what is left in the order of ids, in double precision.
  *
  * No step sorts the vocabulary: top-k is a heap of k, top-p takes from a heap
- * until it has enough.
+ * until it has enough. Where the first few in rank are all that counts, they can
+ * come from a device (de_sample_ranked()).
  *
  * Ownership  tables of penalties belong to the de_sampler and are allocated by
  *            de_sampler_start(); drawing allocates nothing.
@@ -17,13 +18,9 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "base/top_logits.h"
 #include "delta/error.h"
 #include "delta/sampling.h"
-
-typedef struct de_candidate {
-    float logit;
-    uint32_t id;
-} de_candidate;
 
 typedef struct de_sample_scratch {
     de_candidate *candidates; /* [n_vocab] */
@@ -84,6 +81,15 @@ typedef struct de_choice {
  * DELTA_EINTERNAL: logits that are NaN or +inf, or nothing left to draw from. */
 int de_sample(de_sampler *s, const de_choice *c, float *logits, uint64_t position,
               de_sample_scratch *x, de_drawn *ret_drawn, de_top *top, delta_error *err);
+
+/* How many of the first in rank of what may come are all that a draw can depend on; 0: it may depend on all. */
+uint32_t de_sampler_ranks(const de_sampler *s);
+/* As de_sample(), to the bit, from the `n` first in rank of the ids below the mask's n_tokens, in that order: enough are
+ * de_sampler_ranks() of them and one more for each hole and each barred id. c->allowed is NULL. is_sound: no logit of the row is NaN
+ * or +inf. */
+int de_sample_ranked(de_sampler *s, const de_choice *c, const de_candidate *first, uint32_t n,
+                     bool is_sound, uint64_t position, de_sample_scratch *x, de_drawn *ret_drawn,
+                     delta_error *err);
 
 bool de_sampler_wants_logprobs(const de_sampler *s);
 void de_sampler_note(de_sampler *s, uint32_t id); /* counts a token that came without a draw */

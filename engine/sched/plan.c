@@ -112,8 +112,24 @@ void de_pace_note(de_pace *p, uint32_t rows, uint64_t ns)
 {
     if (rows < 2)
         return;
-    const double now = (double)ns / rows;
-    p->row_ns = p->row_ns > 0 ? p->row_ns + (now - p->row_ns) / 2 : now;
+    de_pace_point *x = rows <= DE_PACE_FEW ? &p->few : &p->many;
+    const double weight = x->rows > 0 ? 0.5 : 1;
+    x->rows += ((double)rows - x->rows) * weight;
+    x->ns += ((double)ns - x->ns) * weight;
+}
+
+/* Rows that take gap_ns. */
+static double rows_in_gap(const de_pace *p)
+{
+    const de_pace_point *x = p->many.rows > 0 ? &p->many : &p->few;
+    double each = x->ns / x->rows, base = 0;
+    if (p->many.rows > 0 && p->few.rows > 0) {
+        const double seen = (p->many.ns - p->few.ns) / (p->many.rows - p->few.rows);
+        /* never steeper than through nothing, and never nearly flat, whatever two steps of bad luck say */
+        each = seen < each / 4 ? each / 4 : seen < each ? seen : each;
+        base = x->ns - each * x->rows;
+    }
+    return ((double)p->gap_ns - base) / each;
 }
 
 uint32_t de_pace_budget(const de_pace *p, uint32_t n_decode, uint32_t step_tokens, uint32_t cut)
@@ -121,7 +137,8 @@ uint32_t de_pace_budget(const de_pace *p, uint32_t n_decode, uint32_t step_token
     if (n_decode == 0 || p->gap_ns == 0)
         return step_tokens;
     /* Before anything was measured: what costs little more than the decode alone. */
-    const double rows = p->row_ns > 0 ? (double)p->gap_ns / p->row_ns : 4.0 * cut;
+    double rows = p->many.rows > 0 || p->few.rows > 0 ? rows_in_gap(p) : 4.0 * cut;
+    rows = rows > 0 ? rows : 0;
     uint64_t n = rows < (double)step_tokens ? (uint64_t)rows / cut * cut : step_tokens;
     n = n < cut ? cut : n;
     n += n_decode;

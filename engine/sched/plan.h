@@ -22,12 +22,20 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* How much prefill a step may take while others wait for their next token: as many rows as the last
- * steps did in gap_ns. Time is no part of any result: it decides only where a prefill is cut. */
+/* How much prefill a step may take while others wait for their next token: as many rows as fit in gap_ns by what the last steps took.
+ * On a GPU a step of few rows takes nearly as long as one of some hundred, as all weights are read for it, so steps of few rows and
+ * others are remembered apart: the line through both tells what a row adds. Time is no part of any result: it decides only where a
+ * prefill is cut. */
+typedef struct de_pace_point {
+    double rows, ns; /* means of the last steps; 0: there was none */
+} de_pace_point;
+
 typedef struct de_pace {
-    uint64_t gap_ns; /* 0: no bound */
-    double row_ns;   /* of prefill, as measured; 0: not yet */
+    uint64_t gap_ns;         /* 0: no bound */
+    de_pace_point few, many; /* steps of up to DE_PACE_FEW rows of prefill, and of more */
 } de_pace;
+
+enum { DE_PACE_FEW = 128 };
 
 /* A step with `rows` rows of prefill took ns. */
 void de_pace_note(de_pace *p, uint32_t rows, uint64_t ns);

@@ -122,6 +122,9 @@ static int plan(const de_shape *s, const de_binding *b, const de_model_options *
                 de_memory_plan *ret_plan, delta_error *err)
 {
     int r = check_shape(s, err);
+    if (r == 0 && o->kv_type != DE_KV_AUTO)
+        r = delta_fail(err, DELTA_EUNSUPPORTED,
+                       "backend cpu keeps keys and values as F32 alone: kv_type auto");
     if (r < 0)
         return r;
     *ret_plan = (de_memory_plan){
@@ -410,6 +413,7 @@ static void *host_alloc(size_t bytes)
 
 const de_backend de_backend_cpu = {
     .name = "cpu",
+    .rows = 512,
     .host_alloc = host_alloc,
     .host_free = free,
     .memory_bytes = memory_bytes,

@@ -3,11 +3,16 @@
  * The rows of a batch are served in two families (kernels/cuda/ops.cuh): sequences whose row is decode's, up to 64 at a time, by
  * one graph a number of rows; all others by prefill's kernels, after them. What differs from step to step (tokens, positions,
  * page tables) is copied to one place on the device first, so that a graph is the same each time. */
+#include <atomic>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <sys/mman.h>
+#include <thread>
+#include <vector>
 
+#include "kernels/cuda/tile.cuh"
 #include "model/cuda/model.cuh"
 
 extern "C" {
@@ -110,12 +115,19 @@ struct layout {
     }
 };
 
+/* Pieces between marks that T rows of so many sequences have at most. */
+uint32_t pieces_max(uint32_t T, uint32_t seqs)
+{
+    return T / DE_CHUNK + 2 * seqs;
+}
+
 /* The workspace, and how much pinned memory goes with it. With m->work NULL: sizes only. */
 size_t lay_out(de_cu_model *m, size_t *ret_host)
 {
     const de_shape *s = &m->shape;
     const de_model_options *o = &m->options;
-    const uint32_t T = larger(o->max_rows, ROWS), seqs = larger(o->max_seqs, ROWS);
+    const uint32_t T = larger(o->max_rows, ROWS), seqs = larger(o->max_seqs, ROWS),
+                   described = seqs + pieces_max(T, seqs);
     const size_t table = de_ceil_div(o->ctx_max, DE_PAGE);
     layout k = { m->work, 0 };
     m->ldp = de_align_up(larger((uint32_t)gdn_width(s), (uint32_t)attn_width(s)), 8);
@@ -133,6 +145,8 @@ size_t lay_out(de_cu_model *m, size_t *ret_host)
     m->logits = k.take<float>((size_t)ROWS * s->vocab);
     m->inv_freq = k.take<float>(s->rotary_dims / 2);
     m->axis = k.take<uint8_t>(s->rotary_dims / 2);
+    m->tops = k.take<de_top_logits>(ROWS);
+    m->maxima = k.take<uint8_t>(de_cu_top_logits_bytes(ROWS));
     size_t op = 0;
     for (uint32_t i = 0; i < s->n_layers; i++) {
         const de_cu_layer &l = m->w.layers[i];
@@ -151,13 +165,14 @@ size_t lay_out(de_cu_model *m, size_t *ret_host)
     de_cu_meta meta;
     m->decode_head = meta_at(NULL, ROWS, ROWS, ROWS, &meta);
     const size_t decode = m->decode_head + ROWS * table * sizeof(uint32_t);
-    m->prefill_bytes =
-        meta_at(NULL, T, seqs, larger(o->max_out, ROWS), &meta) + seqs * table * sizeof(uint32_t);
+    m->prefill_bytes = meta_at(NULL, T, described, larger(o->max_out, ROWS), &meta) +
+                       seqs * table * sizeof(uint32_t);
     uint8_t *d = k.take<uint8_t>(decode), *p = k.take<uint8_t>(m->prefill_bytes);
     (void)meta_at(d, ROWS, ROWS, ROWS, &m->decode);
     m->prefill.tokens = (uint32_t *)p; /* laid out anew for each batch */
-    *ret_host = decode + m->prefill_bytes;
+    *ret_host = de_align_up(decode + m->prefill_bytes, 16) + ROWS * sizeof *m->tops_host;
     if (m->host) {
+        m->tops_host = (de_top_logits *)(m->host + *ret_host) - ROWS;
         (void)meta_at(m->host, ROWS, ROWS, ROWS, &m->decode_host);
         m->prefill_host.tokens = (uint32_t *)(m->host + decode);
     }
@@ -174,12 +189,36 @@ int check_shape(const de_shape *s, delta_error *err)
     return 0;
 }
 
+/* Prefill's tiles of BF16 take most. What Hopper's own kernels take, every Hopper has. */
+int check_device(delta_error *err)
+{
+    int device = 0, major = 0, minor = 0, shared = 0;
+    const int need = tile_large::shared_bytes<false>();
+    cudaError_t e = cudaGetDevice(&device);
+    if (e == cudaSuccess)
+        e = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    if (e == cudaSuccess)
+        e = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+    if (e == cudaSuccess)
+        e = cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    if (e != cudaSuccess)
+        return de_cu_failed(err, e, "asking the device");
+    if (shared < need)
+        return delta_fail(err, DELTA_EUNSUPPORTED,
+                          "backend cuda: this device (sm_%d%d) has %d KiB of shared memory for a "
+                          "block, prefill needs %d: use backend cpu, or a device of sm_90",
+                          major, minor, shared / 1024, need / 1024);
+    return 0;
+}
+
 int sizes(de_cu_model *m, const de_binding *b, de_memory_plan *ret_plan, size_t *ret_host,
           delta_error *err)
 {
     const de_shape *s = &m->shape;
     uint64_t weights = 0;
     int r = check_shape(s, err);
+    if (r == 0)
+        r = check_device(err);
     m->w.layers = (de_cu_layer *)calloc(s->n_layers, sizeof *m->w.layers);
     if (r == 0 && !m->w.layers)
         r = delta_fail(err, DELTA_ENOMEM, "table of layers");
@@ -219,18 +258,52 @@ uint64_t memory_bytes()
     return free_bytes;
 }
 
+enum { HOST_HEAD = 4096, HOST_THREADS = 16 };
+
+/* The pages are made by several threads at once before the driver locks them: it takes twice as long to do both. The size stands in
+ * front. */
 void *host_alloc(size_t bytes)
 {
-    void *p = NULL;
-    if (cudaMallocHost(&p, bytes) != cudaSuccess)
+    const size_t all = de_align_up(bytes, HOST_HEAD) + HOST_HEAD, part = (size_t)256 << 20;
+    uint8_t *const base =
+        (uint8_t *)mmap(NULL, all, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (base == MAP_FAILED)
         return NULL;
-    memset(p, 0, bytes);
-    return p;
+    (void)madvise(base, all, MADV_HUGEPAGE);
+    std::atomic<size_t> next{ 0 };
+    auto touch = [&] {
+        for (size_t i; (i = next++ * part) < all;)
+            for (size_t at = i; at < all && at < i + part; at += HOST_HEAD)
+                *(volatile uint8_t *)(base + at) = 0;
+    };
+    std::vector<std::thread> threads;
+    const size_t helpers = all / part < HOST_THREADS ? all / part : HOST_THREADS;
+    for (size_t i = 0; i < helpers; i++)
+        threads.emplace_back(touch);
+    touch();
+    for (std::thread &t : threads)
+        t.join();
+    if (cudaHostRegister(base, all, cudaHostRegisterDefault) != cudaSuccess) {
+        (void)munmap(base, all);
+        return NULL;
+    }
+    memcpy(base, &all, sizeof all);
+    return base + HOST_HEAD;
 }
 
 void host_free(void *p)
 {
-    (void)cudaFreeHost(p);
+    uint8_t *const base = (uint8_t *)p - HOST_HEAD;
+    size_t all;
+    memcpy(&all, base, sizeof all);
+    (void)cudaHostUnregister(base);
+    (void)munmap(base, all);
+}
+
+bool is_locked(const void *p)
+{
+    cudaPointerAttributes a;
+    return cudaPointerGetAttributes(&a, p) == cudaSuccess && a.type == cudaMemoryTypeHost;
 }
 
 /* The fastest of a few shapes of grid over a gigabyte, which no cache holds. */
@@ -272,6 +345,8 @@ void close_model(de_model *base)
     de_cu_model *m = of(base);
     if (m->stream)
         (void)cudaStreamSynchronize(m->stream);
+    if (m->out)
+        (void)cudaStreamSynchronize(m->out);
     for (cudaGraphExec_t g : m->graphs)
         if (g)
             (void)cudaGraphExecDestroy(g);
@@ -282,9 +357,17 @@ void close_model(de_model *base)
     (void)cudaFree(m->state);
     (void)cudaFree(m->work);
     (void)cudaFreeHost(m->host);
+    if (m->out)
+        (void)cudaStreamDestroy(m->out);
+    for (cudaEvent_t x : m->saved)
+        if (x)
+            (void)cudaEventDestroy(x);
+    if (m->ready)
+        (void)cudaEventDestroy(m->ready);
+    free(m->saved_as);
+    free(m->written_in);
     free(m->row_of);
-    free(m->parts);
-    free(m->done);
+    free(m->pieces);
     free(m->w.layers);
     free(m);
 }
@@ -292,7 +375,16 @@ void close_model(de_model *base)
 int allocate(de_cu_model *m, const de_memory_plan &p, size_t host, delta_error *err)
 {
     int device = 0, major = 0;
+    if (m->options.on_progress)
+        m->options.on_progress(m->options.arg, "memory", 0, 0);
     cudaError_t e = cudaStreamCreateWithFlags(&m->stream, cudaStreamNonBlocking);
+    if (e == cudaSuccess)
+        e = cudaStreamCreateWithFlags(&m->out, cudaStreamNonBlocking);
+    if (e == cudaSuccess)
+        e = cudaEventCreateWithFlags(&m->ready, cudaEventDisableTiming);
+    for (cudaEvent_t &x : m->saved)
+        if (e == cudaSuccess)
+            e = cudaEventCreateWithFlags(&x, cudaEventDisableTiming);
     if (e == cudaSuccess)
         e = cudaMalloc(&m->weights, p.weights_bytes);
     if (e == cudaSuccess)
@@ -344,10 +436,14 @@ int open_model(const de_weights *w, const de_shape *s, const de_binding *b,
     m->shape = *s;
     m->options = *o;
     m->row_of = (uint32_t *)calloc(o->max_rows, sizeof *m->row_of);
-    m->parts = (de_batch_seq *)calloc(o->max_seqs, sizeof *m->parts);
-    m->done = (de_cu_done *)calloc(o->max_seqs, sizeof *m->done);
-    int r = m->row_of && m->parts && m->done ? sizes(m, b, &p, &host, err)
-                                             : delta_fail(err, DELTA_ENOMEM, "model");
+    m->pieces = (de_cu_piece *)calloc(
+        pieces_max(larger(o->max_rows, ROWS), larger(o->max_seqs, ROWS)), sizeof *m->pieces);
+    m->saved_as = (uint64_t *)calloc(o->n_pages + 1ull, sizeof *m->saved_as);
+    m->written_in = (uint64_t *)calloc(o->n_pages + 1ull, sizeof *m->written_in);
+    m->epoch = 1;
+    int r = m->row_of && m->pieces && m->saved_as && m->written_in
+                ? sizes(m, b, &p, &host, err)
+                : delta_fail(err, DELTA_ENOMEM, "model");
     if (r == 0)
         r = allocate(m, p, host, err);
     if (r == 0) {
@@ -515,12 +611,51 @@ uint32_t put_pages(const de_batch_seq &q, uint32_t *to)
     return n;
 }
 
-/* Where row i of the batch's logits goes. */
-cudaError_t put_logits(de_cu_model *m, uint32_t row, float *to)
+float *slot_at(de_model *base, uint32_t slot)
 {
-    const size_t V = m->shape.vocab;
-    return cudaMemcpyAsync(to, m->logits + row * V, V * sizeof *to, cudaMemcpyDeviceToHost,
-                           m->stream);
+    return of(base)->state + slot * of(base)->slot_floats;
+}
+
+cudaError_t copy_slot(de_cu_model *m, uint32_t from, uint32_t to)
+{
+    return cudaMemcpyAsync(slot_at(&m->base, to), slot_at(&m->base, from),
+                           m->slot_floats * sizeof(float), cudaMemcpyDeviceToDevice, m->stream);
+}
+
+struct output {     /* of a row of m->logits */
+    uint32_t index; /* of the batch's outputs; UINT32_MAX: nobody wants it */
+    bool wants_top;
+};
+
+/* Rows [0, n) of m->logits to where the outputs belong, and waits for all that is under way. */
+cudaError_t put_outputs(de_cu_model *m, const de_batch *b, const output *outs, uint32_t n,
+                        float *logits)
+{
+    const uint32_t V = m->shape.vocab;
+    bool has_top = false;
+    cudaError_t e = cudaSuccess;
+    for (uint32_t i = 0; i < n && e == cudaSuccess; i++) {
+        has_top |= outs[i].wants_top;
+        if (outs[i].index != UINT32_MAX && !outs[i].wants_top)
+            e = cudaMemcpyAsync(logits + (size_t)outs[i].index * V, m->logits + (size_t)i * V,
+                                V * sizeof *logits, cudaMemcpyDeviceToHost, m->stream);
+    }
+    if (has_top && e == cudaSuccess) {
+        de_cu_top_logits(m->stream, m->logits, n, V, b->n_ids, m->tops, m->maxima);
+        e = cudaMemcpyAsync(m->tops_host, m->tops, n * sizeof *m->tops, cudaMemcpyDeviceToHost,
+                            m->stream);
+    }
+    if (e == cudaSuccess)
+        e = cudaStreamSynchronize(m->stream);
+    for (uint32_t i = 0; i < n && e == cudaSuccess; i++)
+        if (outs[i].wants_top)
+            b->tops[outs[i].index] = m->tops_host[i];
+    return e;
+}
+
+output output_of(const de_cu_model *m, const de_batch *b, const de_batch_seq &q, uint32_t i)
+{
+    return { q.first_out + i, b->tops && q.wants_top && m->shape.vocab >= DE_TOP_LOGITS };
 }
 
 /* Sequences ids[0 .. n) of the batch, one row each. */
@@ -545,17 +680,36 @@ cudaError_t decode(de_cu_model *m, const de_batch *b, const uint32_t *ids, uint3
         e = decode_rows(m, n, &c, false);
     else if (e == cudaSuccess && (e = decode_graph(m, n)) == cudaSuccess)
         e = cudaGraphLaunch(m->graphs[n], m->stream);
-    for (uint32_t i = 0; e == cudaSuccess && i < n; i++)
-        if (b->seqs[ids[i]].n_out)
-            e = put_logits(m, i, logits + (size_t)b->seqs[ids[i]].first_out * m->shape.vocab);
-    if (e == cudaSuccess)
-        e = cudaStreamSynchronize(m->stream); /* the description may be written over */
+    output outs[ROWS];
+    for (uint32_t i = 0; i < n; i++) {
+        const de_batch_seq &q = b->seqs[ids[i]];
+        outs[i] = q.n_out ? output_of(m, b, q, 0) : output{ UINT32_MAX, false };
+        if (q.n_marks && e == cudaSuccess) /* behind its only row */
+            e = copy_slot(m, q.slot, q.marks[0].slot);
+    }
+    return e == cudaSuccess ? put_outputs(m, b, outs, n, logits) : e;
+}
+
+/* The delta rule, piece by piece: the kernels leave a sequence's state where its rows end, and a mark is where a piece ends. */
+cudaError_t gdn_pieces(de_cu_model *m, const de_cu_layer &l, uint32_t n_pieces)
+{
+    const de_cu_gdn g = gdn_of(m, l);
+    cudaError_t e = cudaSuccess;
+    for (uint32_t i = 0; i < n_pieces && e == cudaSuccess; i++) {
+        const de_cu_piece &c = m->pieces[i];
+        de_cu_gdn_chunk(m->stream, g, m->p + c.row * m->ldp, m->ldp, m->prefill.seqs + c.seq,
+                        c.n_seqs, c.rows, c.max_rows, m->y + (size_t)c.row * l.out.in, m->op);
+        if (c.mark != UINT32_MAX)
+            e = cudaMemcpyAsync(g.state + c.mark * g.slot_floats, g.state + c.slot * g.slot_floats,
+                                m->layer_floats * sizeof(float), cudaMemcpyDeviceToDevice,
+                                m->stream);
+    }
     return e;
 }
 
 /* All layers for T rows of n_seqs sequences. */
-cudaError_t prefill_rows(de_cu_model *m, uint32_t T, uint32_t n_seqs, uint32_t max_rows,
-                         uint32_t ctx_max, const capture *c)
+cudaError_t prefill_rows(de_cu_model *m, uint32_t T, uint32_t n_seqs, uint32_t n_pieces,
+                         uint32_t max_rows, uint32_t ctx_max, const capture *c)
 {
     const de_shape *s = &m->shape;
     const de_cu_meta &d = m->prefill;
@@ -571,8 +725,7 @@ cudaError_t prefill_rows(de_cu_model *m, uint32_t T, uint32_t n_seqs, uint32_t m
         de_cu_norm(st, m->h, l.input_norm, T, s->hidden, s->rms_eps, m->x);
         de_cu_linear_tile(st, l.in, m->x, s->hidden, T, DE_CU_BF16, m->p, m->ldp);
         if (l.kind == DE_LAYER_GDN)
-            de_cu_gdn_chunk(st, gdn_of(m, l), m->p, m->ldp, d.seqs, n_seqs, T, max_rows, m->y,
-                            m->op);
+            e = gdn_pieces(m, l, n_pieces);
         else
             de_cu_attn_prefill(st, attn_of(m, l), m->p, m->ldp, m->rope, d.seqs, d.pages, n_seqs, T,
                                max_rows, ctx_max, m->y, m->op);
@@ -586,6 +739,38 @@ cudaError_t prefill_rows(de_cu_model *m, uint32_t T, uint32_t n_seqs, uint32_t m
     if (e == cudaSuccess && c->to && c->to->norm)
         e = capture_norm(m, c);
     return e == cudaSuccess ? cudaGetLastError() : e;
+}
+
+/* Cuts a sequence whose first row is `row` at its marks, into pieces from number n on; seqs: their descriptions. Sequences without
+ * marks that follow one another are one piece. Returns how many pieces there are then. */
+uint32_t cut(de_cu_model *m, const de_batch_seq &q, uint32_t row, uint32_t n, uint32_t n_seqs,
+             de_cu_seq *seqs, uint32_t *ret_n_seqs)
+{
+    uint32_t done = 0;
+    if (n && q.n_marks == 0 && m->pieces[n - 1].slot == UINT32_MAX) {
+        de_cu_piece &c = m->pieces[n - 1];
+        seqs[n_seqs] = { row - c.row, q.n_rows, q.start, q.slot, 0 };
+        c.n_seqs++;
+        c.rows += q.n_rows;
+        c.max_rows = larger(c.max_rows, q.n_rows);
+        *ret_n_seqs = n_seqs + 1;
+        return n;
+    }
+    for (uint32_t i = 0; done < q.n_rows; i++) {
+        const bool marked = i < q.n_marks;
+        const uint32_t rows = (marked ? q.marks[i].end - q.start : q.n_rows) - done;
+        m->pieces[n++] = { row + done,
+                           rows,
+                           rows,
+                           n_seqs,
+                           1,
+                           q.n_marks ? q.slot : UINT32_MAX,
+                           marked ? q.marks[i].slot : UINT32_MAX };
+        seqs[n_seqs++] = { 0, rows, q.start + done, q.slot, 0 };
+        done += rows;
+    }
+    *ret_n_seqs = n_seqs;
+    return n;
 }
 
 /* Every sequence of the batch that is not decode's. row_of: room for the batch's rows. */
@@ -604,9 +789,10 @@ cudaError_t prefill(de_cu_model *m, const de_batch *b, float *logits, const de_c
     uint8_t *const host = (uint8_t *)m->prefill_host.tokens, *const device =
                                                                  (uint8_t *)m->prefill.tokens;
     de_cu_meta d;
-    const size_t head_bytes = meta_at(host, T, n_seqs, n_out, &d);
-    (void)meta_at(device, T, n_seqs, n_out, &m->prefill);
-    uint32_t row = 0, seq = 0, out = 0;
+    const uint32_t described = n_seqs + pieces_max(T, n_seqs);
+    const size_t head_bytes = meta_at(host, T, described, n_out, &d);
+    (void)meta_at(device, T, described, n_out, &m->prefill);
+    uint32_t row = 0, seq = 0, out = 0, n_pieces = 0, n_described = n_seqs;
     for (uint32_t i = 0; i < b->n_seqs; i++) {
         const de_batch_seq &q = b->seqs[i];
         if (q.decode)
@@ -619,6 +805,7 @@ cudaError_t prefill(de_cu_model *m, const de_batch *b, float *logits, const de_c
         for (uint32_t k = q.n_rows - q.n_out; k < q.n_rows; k++)
             d.out_rows[out++] = row + k;
         d.seqs[seq++] = { row, q.n_rows, q.start, q.slot, pages };
+        n_pieces = cut(m, q, row, n_pieces, n_described, d.seqs, &n_described);
         pages += put_pages(q, d.pages + pages);
         row += q.n_rows;
         max_rows = larger(max_rows, q.n_rows);
@@ -628,18 +815,21 @@ cudaError_t prefill(de_cu_model *m, const de_batch *b, float *logits, const de_c
                                     cudaMemcpyHostToDevice, m->stream);
     const capture c = { to, row_of, T };
     if (e == cudaSuccess)
-        e = prefill_rows(m, T, n_seqs, max_rows, ctx_max, &c);
-    uint32_t done = 0;
+        e = prefill_rows(m, T, n_seqs, n_pieces, max_rows, ctx_max, &c);
+    output outs[ROWS];
+    uint32_t have = 0, done = 0;
     for (uint32_t i = 0; i < b->n_seqs && e == cudaSuccess; i++) {
         const de_batch_seq &q = b->seqs[i];
-        for (uint32_t k = 0, n; !q.decode && k < q.n_out && e == cudaSuccess; k += n) {
-            n = q.n_out - k < ROWS ? q.n_out - k : ROWS;
-            de_cu_gather(m->stream, m->h, m->prefill.out_rows + done, n, m->shape.hidden,
+        for (uint32_t k = 0; !q.decode && k < q.n_out && e == cudaSuccess; k++) {
+            outs[have++] = output_of(m, b, q, k);
+            if (have < ROWS && done + have < n_out)
+                continue;
+            de_cu_gather(m->stream, m->h, m->prefill.out_rows + done, have, m->shape.hidden,
                          m->gathered);
-            head(m, m->gathered, n, false);
-            done += n;
-            for (uint32_t j = 0; j < n && e == cudaSuccess; j++)
-                e = put_logits(m, j, logits + (size_t)(q.first_out + k + j) * m->shape.vocab);
+            head(m, m->gathered, have, false);
+            e = put_outputs(m, b, outs, have, logits);
+            done += have;
+            have = 0;
         }
     }
     m->prefill.tokens = (uint32_t *)device;
@@ -669,57 +859,75 @@ cudaError_t rows(de_cu_model *m, const de_batch *b, float *logits, const de_capt
     return e;
 }
 
-float *slot_at(de_model *base, uint32_t slot)
+/* ---- what goes to the host, beside what comes from it */
+
+/* What follows on the stream comes behind save number n and all before it. */
+cudaError_t await_saves(de_cu_model *m, uint64_t n)
 {
-    return of(base)->state + slot * of(base)->slot_floats;
+    if (n <= m->n_awaited)
+        return cudaSuccess;
+    m->n_awaited = n; /* at least: an event that was used again stands for a later one */
+    return cudaStreamWaitEvent(m->stream, m->saved[n % DE_CU_SAVES], 0);
 }
 
-cudaError_t copy_slot(de_cu_model *m, uint32_t from, uint32_t to)
+const void **place_in(de_cu_addresses &s, const void *p)
 {
-    return cudaMemcpyAsync(slot_at(&m->base, to), slot_at(&m->base, from),
-                           m->slot_floats * sizeof(float), cudaMemcpyDeviceToDevice, m->stream);
+    size_t i = ((uintptr_t)p >> 12) * 0x9E3779B97F4A7C15u >> 40;
+    while (s.of[i % DE_CU_ADDRESSES] && s.of[i % DE_CU_ADDRESSES] != p)
+        i++;
+    return &s.of[i % DE_CU_ADDRESSES];
+}
+bool is_full(const de_cu_addresses &s)
+{
+    return s.n >= DE_CU_ADDRESSES / 2;
+}
+void note_address(de_cu_addresses &s, const void *p)
+{
+    if (is_full(s))
+        return; /* it may be any then */
+    const void **at = place_in(s, p);
+    s.n += *at == NULL;
+    *at = p;
+}
+bool may_hold(de_cu_addresses &s, const void *p)
+{
+    return is_full(s) || (s.n && *place_in(s, p) == p);
+}
+void forget(de_cu_addresses &s)
+{
+    if (s.n)
+        memset(&s, 0, sizeof s);
 }
 
-/* In rounds, each up to the next mark of every sequence: the kernels write a sequence's state where its rows end. */
+/* Both streams are idle, or the device has failed. */
+void end_epoch(de_cu_model *m)
+{
+    m->epoch++;
+    forget(m->loaded);
+    forget(m->saved_to);
+}
+
 int forward(de_model *base, const de_batch *b, float *logits, const de_capture *to,
             delta_error *err)
 {
     de_cu_model *m = of(base);
-    de_batch part = *b;
-    cudaError_t e = cudaSuccess;
-    uint32_t left = 1;
-    for (uint32_t i = 0; i < b->n_seqs; i++)
-        m->done[i] = { 0, 0 };
-    while (left && e == cudaSuccess) {
-        left = part.n_seqs = 0;
-        part.seqs = m->parts;
-        for (uint32_t i = 0; i < b->n_seqs; i++) {
-            const de_batch_seq &q = b->seqs[i];
-            de_cu_done &d = m->done[i];
-            if (d.rows == q.n_rows)
-                continue;
-            const uint32_t end = d.marks < q.n_marks ? q.marks[d.marks].end - q.start : q.n_rows;
-            de_batch_seq &p = m->parts[part.n_seqs++] = q;
-            p.row += d.rows;
-            p.start += d.rows;
-            p.n_rows = end - d.rows;
-            /* only the rows of the last part have logits, which are no more than those */
-            p.n_out = end == q.n_rows ? q.n_out : 0;
-            left += q.n_rows - end;
-        }
-        e = rows(m, &part, logits, to);
-        for (uint32_t i = 0; i < b->n_seqs; i++) {
-            const de_batch_seq &q = b->seqs[i];
-            de_cu_done &d = m->done[i];
-            if (d.marks < q.n_marks && e == cudaSuccess)
-                e = copy_slot(m, q.slot, q.marks[d.marks].slot);
-            d.rows = d.marks < q.n_marks ? q.marks[d.marks++].end - q.start : q.n_rows;
-        }
-    }
+    cudaError_t e = await_saves(m, m->n_saved);
+    if (e == cudaSuccess)
+        e = rows(m, b, logits, to);
+    end_epoch(m);
     return e == cudaSuccess ? 0 : de_cu_failed(err, e, "forward");
 }
 
 /* ---- slots and pages */
+
+int wait(de_model *base, delta_error *err)
+{
+    cudaError_t e = cudaStreamSynchronize(of(base)->stream);
+    if (e == cudaSuccess)
+        e = cudaStreamSynchronize(of(base)->out);
+    end_epoch(of(base));
+    return e == cudaSuccess ? 0 : de_cu_failed(err, e, "copies");
+}
 
 void slot_clear(de_model *base, uint32_t slot)
 {
@@ -736,7 +944,7 @@ int slot_copy(de_model *base, void *to, const void *from, enum cudaMemcpyKind ki
               delta_error *err)
 {
     cudaError_t e = cudaMemcpyAsync(to, from, slot_bytes(base), kind, of(base)->stream);
-    if (e == cudaSuccess)
+    if (e == cudaSuccess && !is_locked(kind == cudaMemcpyHostToDevice ? from : to))
         e = cudaStreamSynchronize(of(base)->stream);
     return e == cudaSuccess ? 0 : de_cu_failed(err, e, "copy of a state");
 }
@@ -766,49 +974,73 @@ size_t page_bytes(const de_model *base)
     return m->shape.n_attn * m->page_bytes;
 }
 
-enum page_move { PAGE_SAVE, PAGE_LOAD, PAGE_COPY };
-
 /* The parts of a page lie a layer apart on the device, one behind the other on the host. */
-int page_move(de_model *base, enum page_move move, uint32_t page, void *to, const void *from,
-              uint32_t to_page, delta_error *err)
+int page_save(de_model *base, uint32_t page, void *dst, delta_error *err)
 {
     de_cu_model *m = of(base);
     const size_t n = m->page_bytes, apart = (m->options.n_pages + 1ull) * n;
-    uint8_t *const at = page_at(m, 0, page);
+    const bool beside = is_locked(dst);
+    cudaStream_t stream = beside ? m->out : m->stream;
     cudaError_t e = cudaSuccess;
     if (m->shape.n_attn == 0)
         return 0;
-    if (move == PAGE_SAVE)
-        e = cudaMemcpy2DAsync(to, n, at, apart, n, m->shape.n_attn, cudaMemcpyDeviceToHost,
-                              m->stream);
-    else if (move == PAGE_LOAD)
-        e = cudaMemcpy2DAsync(at, apart, from, n, n, m->shape.n_attn, cudaMemcpyHostToDevice,
-                              m->stream);
-    else
-        e = cudaMemcpy2DAsync(page_at(m, 0, to_page), apart, at, apart, n, m->shape.n_attn,
-                              cudaMemcpyDeviceToDevice, m->stream);
-    if (e == cudaSuccess && move != PAGE_COPY)
+    if (beside && (m->written_in[page] == m->epoch || may_hold(m->loaded, dst))) {
+        e = cudaEventRecord(m->ready, m->stream);
+        if (e == cudaSuccess)
+            e = cudaStreamWaitEvent(m->out, m->ready, 0);
+    }
+    if (e == cudaSuccess)
+        e = cudaMemcpy2DAsync(dst, n, page_at(m, 0, page), apart, n, m->shape.n_attn,
+                              cudaMemcpyDeviceToHost, stream);
+    if (e == cudaSuccess && beside) {
+        note_address(m->saved_to, dst);
+        m->saved_as[page] = ++m->n_saved;
+        e = cudaEventRecord(m->saved[m->n_saved % DE_CU_SAVES], m->out);
+    } else if (e == cudaSuccess) {
+        e = cudaStreamSynchronize(m->stream);
+    }
+    return e == cudaSuccess ? 0 : de_cu_failed(err, e, "copy of a KV page");
+}
+
+int page_load(de_model *base, uint32_t page, const void *src, delta_error *err)
+{
+    de_cu_model *m = of(base);
+    const size_t n = m->page_bytes, apart = (m->options.n_pages + 1ull) * n;
+    if (m->shape.n_attn == 0)
+        return 0;
+    const bool locked = is_locked(src);
+    m->written_in[page] = m->epoch;
+    if (locked)
+        note_address(m->loaded, src);
+    /* what is read may be on its way there */
+    cudaError_t e =
+        await_saves(m, locked && may_hold(m->saved_to, src) ? m->n_saved : m->saved_as[page]);
+    if (e == cudaSuccess)
+        e = cudaMemcpy2DAsync(page_at(m, 0, page), apart, src, n, n, m->shape.n_attn,
+                              cudaMemcpyHostToDevice, m->stream);
+    if (e == cudaSuccess && !locked)
         e = cudaStreamSynchronize(m->stream);
     return e == cudaSuccess ? 0 : de_cu_failed(err, e, "copy of a KV page");
 }
 
-int page_save(de_model *base, uint32_t page, void *dst, delta_error *err)
-{
-    return page_move(base, PAGE_SAVE, page, dst, NULL, 0, err);
-}
-int page_load(de_model *base, uint32_t page, const void *src, delta_error *err)
-{
-    return page_move(base, PAGE_LOAD, page, NULL, src, 0, err);
-}
 int page_copy(de_model *base, uint32_t from, uint32_t to, delta_error *err)
 {
-    return page_move(base, PAGE_COPY, from, NULL, NULL, to, err);
+    de_cu_model *m = of(base);
+    const size_t n = m->page_bytes, apart = (m->options.n_pages + 1ull) * n;
+    if (m->shape.n_attn == 0)
+        return 0;
+    m->written_in[to] = m->epoch;
+    cudaError_t e = await_saves(m, m->saved_as[to]);
+    if (e == cudaSuccess)
+        e = cudaMemcpy2DAsync(page_at(m, 0, to), apart, page_at(m, 0, from), apart, n,
+                              m->shape.n_attn, cudaMemcpyDeviceToDevice, m->stream);
+    return e == cudaSuccess ? 0 : de_cu_failed(err, e, "copy of a KV page");
 }
 
 } // namespace
 
 extern "C" const de_backend de_backend_cuda = {
-    "cuda",     host_alloc,   host_free,  read_rate,  memory_bytes, plan,
-    open_model, close_model,  forward,    slot_clear, slot_bytes,   slot_save,
-    slot_load,  slot_copy_to, page_bytes, page_save,  page_load,    page_copy,
+    "cuda",     8192,         host_alloc, host_free, read_rate,  memory_bytes, plan,
+    open_model, close_model,  forward,    wait,      slot_clear, slot_bytes,   slot_save,
+    slot_load,  slot_copy_to, page_bytes, page_save, page_load,  page_copy,
 };

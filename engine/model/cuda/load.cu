@@ -7,13 +7,14 @@
  * A projection of several matrices (q, k, v) is one matrix here. It is INT8 if all its parts are, in the same groups, and the groups
  * are whole tiles; else BF16, INT8 parts being multiplied out and rounded to BF16, as the reference does. */
 #include <atomic>
+#include <chrono>
+#include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
 #include <new>
 #include <thread>
-#include <time.h>
 #include <vector>
 
 #include "model/cuda/model.cuh"
@@ -25,7 +26,14 @@ extern "C" {
 namespace
 {
 
-enum { READERS = 8, BUFFER = 24 << 20, PIECE = 8 << 20, MAX_WIDTH = 4096 };
+/* Page-locked memory takes half a second a gigabyte to get: buffers are just large enough that their reads and copies are long. */
+enum {
+    READERS_MIN = 4,
+    READERS_MAX = 16,
+    PIECE = 4 << 20,
+    BUFFER = PIECE + (256 << 10), /* a piece and its scales */
+    MAX_WIDTH = 4096
+};
 
 struct job {
     enum { LINEAR, ROWS, VECTOR } kind;
@@ -281,8 +289,9 @@ struct load_state {
     uint32_t *bad; /* [jobs], device */
     std::atomic<size_t> next{ 0 };
     std::atomic<uint64_t> done{ 0 };
-    std::atomic<int> running{ 0 };
-    std::mutex lock;
+    unsigned running = 0;
+    std::mutex lock; /* guards running and error */
+    std::condition_variable ended;
     delta_error error = {};
 };
 
@@ -400,7 +409,9 @@ void reader(load_state *s)
     }
     if (stream)
         (void)cudaStreamDestroy(stream);
+    std::lock_guard<std::mutex> guard(s->lock);
     s->running--;
+    s->ended.notify_one();
 }
 
 const char *name_of(const de_weights *w, const de_ref &r)
@@ -430,15 +441,18 @@ int read_all(de_cu_model *m, const de_weights *w, const std::vector<job> &jobs, 
     if (e != cudaSuccess)
         return de_cu_failed(err, e, "table of jobs");
     std::vector<std::thread> threads;
-    for (int i = 0; i < READERS; i++) {
-        s.running++;
+    if (m->options.on_progress)
+        m->options.on_progress(m->options.arg, "weights", 0, total);
+    const unsigned cores = std::thread::hardware_concurrency();
+    s.running = cores < READERS_MIN ? READERS_MIN : cores > READERS_MAX ? READERS_MAX : cores;
+    for (unsigned i = s.running; i > 0; i--)
         threads.emplace_back(reader, &s);
-    }
-    while (s.running > 0) {
-        const struct timespec pause = { 0, 20 * 1000 * 1000 };
-        (void)nanosleep(&pause, NULL);
+    for (std::unique_lock<std::mutex> guard(s.lock); s.running;) {
+        (void)s.ended.wait_for(guard, std::chrono::milliseconds(100));
+        guard.unlock();
         if (m->options.on_progress)
             m->options.on_progress(m->options.arg, "weights", s.done, total);
+        guard.lock();
     }
     for (std::thread &t : threads)
         t.join();

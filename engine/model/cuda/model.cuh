@@ -9,6 +9,7 @@
 #define DE_MODEL_CUDA_CUH
 
 #include "kernels/cuda/ops.cuh"
+#include "kernels/cuda/top_logits.cuh"
 
 extern "C" {
 #include "model/backend.h"
@@ -38,8 +39,18 @@ struct
     de_cu_seq *seqs;
 };
 
-struct de_cu_done { /* of a sequence of the batch */
-    uint32_t rows, marks;
+/* Rows of prefill that the delta rule takes at once: those of a sequence up to a mark, or of neighbours without marks. */
+struct de_cu_piece {
+    uint32_t row, rows, max_rows; /* rows [row, row + rows) of the batch */
+    uint32_t seq, n_seqs; /* described by seqs [seq, seq + n_seqs), whose rows count from row */
+    uint32_t slot, mark;  /* the state at its end goes from slot to mark; UINT32_MAX: it does not */
+};
+
+enum { DE_CU_SAVES = 1024, DE_CU_ADDRESSES = 16384 };
+
+struct de_cu_addresses { /* of pages on the host, hashed */
+    const void *of[DE_CU_ADDRESSES];
+    uint32_t n;
 };
 
 struct de_cu_model {
@@ -54,15 +65,25 @@ struct de_cu_model {
     uint8_t *axis;
     cudaStream_t stream;
     cudaGraphExec_t graphs[DE_CU_DECODE_ROWS + 1]; /* by rows */
-    bool dependent; /* the device knows programmatic dependent launch */
+    /* Copies of pages to the host go on a stream of their own, beside those from it. Who writes to such a page waits for its copy; a
+     * copy of a page, or to a page, that `stream` is not known to be done with waits for that. */
+    cudaStream_t out;
+    cudaEvent_t saved[DE_CU_SAVES],
+        ready;                   /* saved: of save number i, or a later one, at i % DE_CU_SAVES */
+    uint64_t n_saved, n_awaited; /* saves; stream waits for so many of them */
+    uint64_t *saved_as;          /* [n_pages + 1] number of its last save, from 1 */
+    uint64_t epoch,
+        *written_in; /* [n_pages + 1] the epoch in which stream wrote to it; one ends when stream is idle */
+    de_cu_addresses loaded, saved_to; /* in this epoch, by stream and by out */
+    bool dependent;                   /* the device knows programmatic dependent launch */
     /* workspace */
     float *h, *gathered, *router, *rope, *c, *o, *logits;
     bf16 *x, *p, *y;
-    void *op;         /* workspace of one operation */
-    uint32_t *row_of; /* [max_rows] host: rows of the batch by rows of h */
-    /* [max_seqs] host: what of a batch is computed up to its next marks, and was before */
-    de_batch_seq *parts;
-    de_cu_done *done;
+    void *op;                        /* workspace of one operation */
+    uint32_t *row_of;                /* [max_rows] host: rows of the batch by rows of h */
+    de_cu_piece *pieces;             /* host: of a batch of prefill */
+    de_top_logits *tops, *tops_host; /* [ROWS] of logits */
+    void *maxima;                    /* workspace of theirs */
     size_t ldp, ldr, ldy;
     de_cu_meta decode_host, decode, prefill_host, prefill;
     size_t decode_head,

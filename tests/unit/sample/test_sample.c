@@ -143,6 +143,70 @@ TEST(sample_draws_what_the_sorted_reference_draws)
     de_sample_scratch_done(&x);
 }
 
+/* What a device would give of a row. */
+static uint32_t first_in_rank(const float *logits, uint32_t most, de_candidate *ret_first,
+                              bool *ret_sound)
+{
+    uint32_t n = 0;
+    *ret_sound = true;
+    for (uint32_t i = 0; i < N; i++)
+        *ret_sound &= logits[i] < INFINITY;
+    for (uint32_t i = 0; i < TOKENS; i++) { /* behind what is as large */
+        uint32_t at = n;
+        while (at > 0 && logits[i] > ret_first[at - 1].logit)
+            at--;
+        if (at == most)
+            continue;
+        n += n < most;
+        memmove(ret_first + at + 1, ret_first + at, (n - 1 - at) * sizeof *ret_first);
+        ret_first[at] = (de_candidate){ logits[i], i };
+    }
+    return n;
+}
+
+TEST(sample_draws_the_same_from_the_first_in_rank)
+{
+    de_sample_scratch x;
+    REQUIRE(de_sample_scratch_init(&x, N, NULL) == 0);
+    uint32_t n_drawn = 0, n_refused = 0;
+    for (int round = 0; round < 20000; round++) {
+        delta_sampling p = delta_sampling_default(true);
+        p.temperature = random_u32(4) ? 0.1f + (float)random_u32(30) * 0.1f : 0;
+        p.top_k = random_u32(10) ? 1 + random_u32(40) : 0;
+        p.top_p = random_u32(3) ? 0.05f + (float)random_u32(94) * 0.01f : 1;
+        p.min_p = random_u32(3) ? 0 : (float)random_u32(30) * 0.01f;
+        p.seed = (uint64_t)random_u32(1u << 31);
+        p.logprobs = random_u32(20) == 0;
+        float logits[N];
+        fill(logits);
+        if (random_u32(50) == 0)
+            logits[random_u32(N)] = random_u32(2) ? NAN : INFINITY;
+        if (random_u32(30) == 0) /* fewer than top_k are left */
+            for (uint32_t i = 3; i < N; i++)
+                logits[i] = -INFINITY;
+        const uint32_t barred[] = { random_u32(N), random_u32(N) }, position = random_u32(1000000);
+        const de_choice c = { .mask = &mask, .barred = barred, .n_barred = 2 };
+        de_candidate first[DE_TOP_LOGITS];
+        bool is_sound;
+        const uint32_t n = first_in_rank(logits, DE_TOP_LOGITS, first, &is_sound);
+        de_sampler s;
+        de_drawn want = { 0 }, got = { 0 };
+        REQUIRE(de_sampler_start(&s, &p, N, NULL, 0, 1, NULL) == 0);
+        const uint32_t ranks = de_sampler_ranks(&s);
+        CHECK_EQ(ranks, p.logprobs ? 0 : p.temperature > 0 ? p.top_k : 1);
+        if (ranks) {
+            const int r = de_sample_ranked(&s, &c, first, n, is_sound, position, &x, &got, NULL);
+            CHECK_EQ(de_sample(&s, &c, logits, position, &x, &want, NULL, NULL), r);
+            CHECK_EQ(got.id, want.id);
+            n_drawn += r == 0;
+            n_refused += r < 0;
+        }
+        de_sampler_done(&s);
+    }
+    CHECK(n_drawn > 10000 && n_refused > 100);
+    de_sample_scratch_done(&x);
+}
+
 TEST(sample_frequencies_follow_the_probabilities)
 {
     enum { DRAWS = 40000 };

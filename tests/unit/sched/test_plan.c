@@ -204,8 +204,34 @@ TEST(streams_keep_their_rate_while_prompts_are_read)
         CHECK_EQ(late, 0);
     }
     /* nobody waits: the whole step; no bound: likewise */
-    const de_pace pace = { .gap_ns = 1000, .row_ns = 1e6 }, none = { .row_ns = 1e6 };
+    const de_pace pace = { .gap_ns = 1000, .many = { 200, 200e6 } },
+                  none = { .many = { 200, 200e6 } };
     CHECK_EQ(de_pace_budget(&pace, 0, STEP, CUT), STEP);
     CHECK_EQ(de_pace_budget(&none, 5, STEP, CUT), STEP);
     CHECK_EQ(de_pace_budget(&pace, 5, STEP, CUT), CUT + 5);
+}
+
+/* Eight short turns come nearly at once: the first alone, the others beside its answer. A step of few rows took 18 ms, nearly all of
+ * it for the weights; taken for the price of its rows, it would have spread the others over four steps. */
+TEST(pace_knows_that_a_step_of_few_rows_pays_for_the_weights)
+{
+    enum { CHUNK = 64, ROWS = 8192 };
+    const double base = 17, each = 0.03;
+    de_pace pace = { .gap_ns = 50 * 1000000u };
+    de_pace_note(&pace, ROWS, (uint64_t)((base + ROWS * each) * 1e6));
+    de_pace_note(&pace, 34, (uint64_t)((base + 34 * each) * 1e6));
+    const uint32_t rows = de_pace_budget(&pace, 1, ROWS, CHUNK) - 1;
+    CHECK(rows >= 7 * 34 && base + rows * each <= 51);
+    CHECK(rows >= 1000); /* 1,100 fit */
+    /* where rows are all the price, few and many say the same */
+    de_pace cpu = { .gap_ns = 50 * 1000000u };
+    de_pace_note(&cpu, 512, 512 * 300000);
+    de_pace_note(&cpu, 64, 64 * 300000);
+    CHECK_EQ(de_pace_budget(&cpu, 1, 512, CHUNK), 128 + 1);
+    /* two steps that contradict each other leave it sane */
+    de_pace odd = { .gap_ns = 50 * 1000000u };
+    de_pace_note(&odd, 200, 20 * 1000000);
+    de_pace_note(&odd, 100, 90 * 1000000);
+    const uint32_t some = de_pace_budget(&odd, 1, ROWS, CHUNK);
+    CHECK(some >= CHUNK + 1 && some <= ROWS);
 }
