@@ -3,6 +3,7 @@ sessions that had to make room; and the answers are those of a daemon that remem
 import pathlib
 import sys
 import threading
+import time
 import unittest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "support"))
@@ -299,12 +300,13 @@ class Pressure(Cached):
         after = self.sessions.GetSession(s.GetSessionRequest(session_id=i)).session
         self.assertEqual((after.n_tokens, after.n_messages, after.generation),
                          (before.n_tokens, before.n_messages, before.generation))
-        for _ in range(100):
+        for _ in range(300):
             try:
                 out = gather(self.inference.Chat(request([message("user", "hi")], session_id=i, max_tokens=8)))
                 break
             except grpc.RpcError as e:  # the cancelled turn may still be on its way out
                 self.assertEqual(e.code(), grpc.StatusCode.ABORTED)
+                time.sleep(0.1)
         self.assertGreater(out["finished"].usage.cached_tokens, 80)
         self.sessions.CloseSession(s.CloseSessionRequest(session_id=i))
 
