@@ -723,12 +723,32 @@ static const ProtobufCMessageDescriptor *descriptor(enum dd_request_kind kind)
         return &deltad__v1__pin_session_request__descriptor;
     case DD_REQ_EXPORT:
         return &deltad__v1__export_session_request__descriptor;
+    case DD_REQ_SAVE:
+        return &deltad__v1__save_session_request__descriptor;
+    case DD_REQ_RESTORE:
+        return &deltad__v1__restore_session_request__descriptor;
+    case DD_REQ_SAVES:
+        return &deltad__v1__list_saves_request__descriptor;
+    case DD_REQ_DELETE_SAVE:
+        return &deltad__v1__delete_save_request__descriptor;
     case DD_REQ_INFO:
         return &deltad__v1__get_model_info_request__descriptor;
     case DD_REQ_STATS:
         return &deltad__v1__get_stats_request__descriptor;
     }
     return NULL;
+}
+
+/* It becomes a file's: letters that mean nothing to a file system. */
+static int take_save_name(dd_request *r, const char *name, dd_status *st)
+{
+    const size_t n = strlen(name);
+    r->name = name;
+    if (n == 0 || n > DD_SAVE_NAME || name[0] == '.' ||
+        strspn(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-") != n)
+        return invalid(st, "name", "it is not 1 to %d of [A-Za-z0-9._-], or begins with a dot",
+                       DD_SAVE_NAME);
+    return 0;
 }
 
 static int take(enum dd_request_kind kind, dd_request *r, const ProtobufCMessage *m, dd_status *st)
@@ -825,6 +845,16 @@ static int take(enum dd_request_kind kind, dd_request *r, const ProtobufCMessage
         r->with_sampled = q->with_sampled;
         return 0;
     }
+    case DD_REQ_SAVE: {
+        const Deltad__V1__SaveSessionRequest *q = (const void *)m;
+        r->session_id = q->session_id;
+        return take_save_name(r, q->name, st);
+    }
+    case DD_REQ_RESTORE:
+        return take_save_name(r, ((const Deltad__V1__RestoreSessionRequest *)m)->name, st);
+    case DD_REQ_DELETE_SAVE:
+        return take_save_name(r, ((const Deltad__V1__DeleteSaveRequest *)m)->name, st);
+    case DD_REQ_SAVES:
     case DD_REQ_INFO:
     case DD_REQ_STATS:
         return 0;
@@ -1135,6 +1165,15 @@ uint8_t *dd_session_encode(const dd_session_view *v, size_t *ret_len)
     return pack(&s.base, ret_len);
 }
 
+uint8_t *dd_save_encode(const char *name, uint64_t bytes, uint64_t age_ns, size_t *ret_len)
+{
+    Deltad__V1__Save s = DELTAD__V1__SAVE__INIT;
+    s.name = (char *)name;
+    s.bytes = bytes;
+    s.age_ns = age_ns;
+    return pack(&s.base, ret_len);
+}
+
 /* A packed message, which is taken over, and behind it x's tools and messages, packed already, and its answers as they were sampled:
  * fields `first` and the two that follow. */
 static uint8_t *with_conversation(uint8_t *head, size_t len, const dd_saved *x, uint32_t first,
@@ -1373,6 +1412,14 @@ uint8_t *dd_stats_encode(const dd_stats *s, size_t *ret_len)
     c.host_pages_total = s->engine.host_pages_total;
     c.host_checkpoints = s->engine.host_checkpoints;
     c.host_checkpoints_max = s->engine.host_checkpoints_max;
+    c.disk_checkpoints = s->engine.disk_checkpoints;
+    c.disk_bytes = s->engine.disk_bytes;
+    c.disk_bytes_max = s->engine.disk_bytes_max;
+    c.disk_writes = s->engine.disk_writes;
+    c.disk_reads = s->engine.disk_reads;
+    c.disk_evictions = s->engine.disk_evictions;
+    c.disk_waiting = s->engine.disk_waiting;
+    c.disk_is_writing = s->engine.disk_is_writing;
     r.cache = &c;
     return pack(&r.base, ret_len);
 }

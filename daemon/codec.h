@@ -93,11 +93,15 @@ enum dd_request_kind {
     DD_REQ_LIST,
     DD_REQ_CLOSE,
     DD_REQ_APPEND,
-    DD_REQ_FORK,   /* session_id, count, keep_messages */
-    DD_REQ_RESUME, /* request_id, from_seq */
-    DD_REQ_REWIND, /* session_id, keep_messages */
-    DD_REQ_PIN,    /* session_id, unpin */
-    DD_REQ_EXPORT, /* session_id, with_sampled */
+    DD_REQ_FORK,    /* session_id, count, keep_messages */
+    DD_REQ_RESUME,  /* request_id, from_seq */
+    DD_REQ_REWIND,  /* session_id, keep_messages */
+    DD_REQ_PIN,     /* session_id, unpin */
+    DD_REQ_EXPORT,  /* session_id, with_sampled */
+    DD_REQ_SAVE,    /* session_id, name */
+    DD_REQ_RESTORE, /* name */
+    DD_REQ_SAVES,
+    DD_REQ_DELETE_SAVE, /* name */
     DD_REQ_INFO,
     DD_REQ_STATS,
 };
@@ -187,6 +191,7 @@ typedef struct dd_session_view {
     uint64_t age_ns, idle_ns, idle_timeout_ns;
 } dd_session_view;
 uint8_t *dd_session_encode(const dd_session_view *v, size_t *ret_len); /* a Session */
+uint8_t *dd_save_encode(const char *name, uint64_t bytes, uint64_t age_ns, size_t *ret_len);
 uint8_t *dd_usage_encode(const dd_usage *u, size_t *ret_len);
 uint8_t *dd_info_encode(const delta_engine_info *i, size_t *ret_len);
 

@@ -57,6 +57,10 @@ static const struct key keys[] = {
       .help = "Folder of the checkpoint." },
     { "model", "backend", CHOICE, AT(model.backend), .default_ = "auto", .choices = "auto cpu cuda",
       .help = "What computes; auto takes a GPU if there is one." },
+    { "model", "kv_type", CHOICE, AT(model.kv_type), .default_ = "auto", .choices = "auto bf16 fp8",
+      .help =
+          "How a GPU keeps keys and values; auto: bf16; fp8 (e4m3: 3 bits of fraction) takes half "
+          "the memory; the CPU keeps them as F32 and knows auto alone." },
     { "model", "threads", U32, AT(model.threads), 0, 1024, .default_ = "0",
       .help = "Threads of the CPU backend; 0: one for each core." },
     { "model", "max_sessions", U32, AT(model.max_sessions), 1, 1024, .default_ = "16",
@@ -87,9 +91,13 @@ static const struct key keys[] = {
           "states." },
     { "cache", "disk_bytes", BYTES, AT(cache.disk_bytes), 1U << 20, UINT64_C(1) << 42, true,
       .default_ = "4G",
+      .help = "States that nobody used for disk_idle go to state.directory, up to so much, and are "
+              "read "
+              "again when they are asked for, also by the next start of the daemon; 0: none." },
+    { "cache", "disk_idle", DURATION, AT(cache.disk_idle_ns), 1000000, DAY_NS, .default_ = "10s",
       .help =
-          "What is kept is written to state.directory when the daemon stops, up to so much, and "
-          "taken up when it starts; 0: it is not." },
+          "How long a state is not used before it goes to the disk; what a killed daemon had not "
+          "written is computed again." },
     { "cache", "ahead", BOOL, AT(cache.ahead), .default_ = "yes",
       .help =
           "When nothing else is to be done, compute what the next prompt of a conversation will "
@@ -150,6 +158,9 @@ static const struct key keys[] = {
       .default_ = "30min", .help = "A named session that rests for so long is closed; 0: never." },
     { "limits", "max_named_sessions", U32, AT(limits.max_named_sessions), 0, 65536,
       .default_ = "64", .help = "Named sessions at once." },
+    { "limits", "saved_bytes", BYTES, AT(limits.saved_bytes), 1U << 20, UINT64_C(1) << 44, true,
+      .default_ = "16G",
+      .help = "Room on the disk of state.directory for the saves of one user; 0: there are none." },
     { "limits", "max_pinned_sessions", U32, AT(limits.max_pinned_sessions), 0, 65536,
       .default_ = "8", .help = "Of them, sessions that are pinned." },
 

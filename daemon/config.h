@@ -18,6 +18,7 @@ typedef struct dd_config {
     struct {
         char *path;       /* folder of the checkpoint; the installed demo model by default */
         char *backend;    /* auto, cpu, cuda */
+        char *kv_type;    /* auto, bf16, fp8 */
         uint32_t threads; /* 0: all cores */
         uint32_t max_sessions;
         uint64_t kv_tokens; /* 0: delta_engine_options says how many */
@@ -29,9 +30,10 @@ typedef struct dd_config {
         bool enabled;
         uint32_t checkpoints; /* 0: delta_engine_options says how many */
         uint64_t host_bytes;  /* of memory of the host; 0: none */
-        uint64_t disk_bytes;  /* in state.directory, over a restart; 0: none */
-        bool shared;          /* users find each other's prefixes */
-        bool ahead;           /* compute what the next prompt will begin with */
+        uint64_t disk_bytes;  /* in state.directory; 0: none */
+        uint64_t disk_idle_ns;
+        bool shared; /* users find each other's prefixes */
+        bool ahead;  /* compute what the next prompt will begin with */
     } cache;
     struct {
         char *directory; /* where named sessions are kept over a restart; "": nowhere */
@@ -60,6 +62,7 @@ typedef struct dd_config {
         uint64_t session_idle_ns; /* named sessions; 0: never */
         uint32_t max_named_sessions;
         uint32_t max_pinned_sessions;
+        uint64_t saved_bytes; /* of one user's saves */
     } limits;
     struct {
         char *admin_group; /* members see and end everybody's; "" : root and owner only */

@@ -8,7 +8,6 @@
 #include <assert.h>
 #include <stdatomic.h>
 #include <stddef.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -30,8 +29,9 @@ enum {
     WISH_FORK = 64,
     WISH_PIN = 128,
     WISH_UNPIN = 256,
+    WISH_SAVE = 512,
 };
-enum { IDLE_MS = 1000 };
+enum { IDLE_MS = 1000, SAVE_NS = 1000 * 1000 };
 
 struct dd_timeline {
     dd_mail mail; /* first */
@@ -41,12 +41,16 @@ struct dd_timeline {
     dd_timeline *from;   /* WISH_FORK: of which this is to be a copy */
     atomic_uint n_forks; /* copies of this that are to be made yet; freed is it after them */
     dd_run run;          /* written by the loop while no run is posted, read by the engine thread */
+    delta_save save;     /* of the save that is wished, written by the loop before that */
+    uint64_t save_id;
     /* engine thread only */
     delta_session *session;
+    bool has_save; /* it waits to be begun */
     bool has_appended, is_freed, is_pinned;
     dd_timeline *prev, *next; /* of all that have a session or wait */
     dd_place place;           /* in line, if it waits */
     bool is_listed, is_waiting, is_running, is_paused;
+    bool is_fetching;  /* its run waits for the disk */
     bool is_cancelled; /* its end comes with the next step: it must not be paused before that */
 };
 
@@ -76,10 +80,10 @@ struct dd_engine {
     uint32_t n_running, n_paused; /* of them */
     bool has_room_changed;
     uint32_t n_parks;
-    char *cache_path; /* of the cache over a restart, or NULL */
-    uint64_t cache_bytes;
-    delta_cache_reader *reader; /* while that is read */
-    uint32_t n_read;
+    uint32_t n_fetching, n_saves; /* that wait to be begun */
+    uint64_t saving;              /* the id of the one that is written; 0: none */
+    char *cache_folder;           /* of the cache on disk, or NULL */
+    uint64_t cache_bytes, cache_idle_ns;
     delta_error fault;
     uint64_t told_ns;
 };
@@ -176,8 +180,33 @@ static void unlist(dd_engine *e, dd_timeline *t)
     t->is_listed = false;
 }
 
+static void tell_saved(dd_engine *e, uint64_t id, const delta_error *err, uint64_t bytes,
+                       uint32_t tokens)
+{
+    tell(e, &(dd_note){ .kind = DD_NOTE_SAVED,
+                        .run = id,
+                        .error = err ? err->code : 0,
+                        .text = err ? err->text : NULL,
+                        .len = err ? strlen(err->text) : 0,
+                        .bytes = bytes,
+                        .total = tokens });
+}
+
+/* A save that was not begun yet ends so. */
+static void end_save(dd_engine *e, dd_timeline *t, int code, const char *why)
+{
+    delta_error err = { 0 };
+    if (!t->has_save)
+        return;
+    t->has_save = false;
+    e->n_saves--;
+    err.code = delta_fail(&err, code, "%s", why);
+    tell_saved(e, t->save_id, &err, 0, 0);
+}
+
 static void drop_session(dd_engine *e, dd_timeline *t)
 {
+    end_save(e, t, DELTA_ECANCELLED, "the session is gone");
     if (t->session) {
         delta_session_free(t->session);
         t->session = NULL;
@@ -218,6 +247,12 @@ static void pause_run(dd_engine *e, dd_timeline *t, bool paused)
     t->is_paused = paused;
     e->n_paused += paused ? 1 : -1;
     delta_session_pause(t->session, paused);
+}
+
+static void stop_fetching(dd_engine *e, dd_timeline *t)
+{
+    t->is_fetching = false;
+    e->n_fetching--;
 }
 
 /* The run's last note. The loop may free the timeline as soon as it is sent. */
@@ -284,23 +319,30 @@ static bool stop_background(dd_engine *e)
     return t != NULL;
 }
 
-/* false: no room now. */
-static bool start(dd_engine *e, dd_timeline *t)
+/* A session with the run's tokens. */
+static int prepare(dd_engine *e, dd_timeline *t, delta_error *err)
 {
-    delta_error err = { 0 };
     int r = 0;
-    if (e->fault.code) {
-        end_with_error(e, t, &e->fault);
-        return true;
-    }
     if (!t->session)
-        r = delta_session_new(e->engine, t->owner, t, &t->session, &err);
+        r = delta_session_new(e->engine, t->owner, t, &t->session, err);
     if (t->session) {
         list(e, t);
         delta_session_set_pinned(t->session, t->is_pinned);
     }
     if (r == 0 && !t->has_appended)
-        r = append(t, &err);
+        r = append(t, err);
+    return r;
+}
+
+/* false: no room now. */
+static bool start(dd_engine *e, dd_timeline *t)
+{
+    delta_error err = { 0 };
+    if (e->fault.code) {
+        end_with_error(e, t, &e->fault);
+        return true;
+    }
+    int r = prepare(e, t, &err);
     if (r == 0)
         delta_session_set_background(t->session, t->run.is_background);
     while (r == 0 &&
@@ -346,6 +388,12 @@ static void try_waiting(dd_engine *e)
     }
 }
 
+static void start_or_wait(dd_engine *e, dd_timeline *t)
+{
+    if (!dd_line_is_next(&e->waiting, t->place.rank) || !start(e, t))
+        wait_for_room(e, t);
+}
+
 /* Frees it, but not before its copies are made. */
 static void free_timeline(dd_engine *e, dd_timeline *t)
 {
@@ -371,7 +419,7 @@ static uint32_t runs_of(const dd_engine *e, uint64_t user)
 {
     uint32_t n = 0;
     for (const dd_timeline *t = e->all; t; t = t->next)
-        n += t->is_running && t->run.user == user && !t->run.is_background;
+        n += (t->is_running || t->is_fetching) && t->run.user == user && !t->run.is_background;
     for (dd_place *p = e->waiting.first; p; p = p->next)
         n += timeline_of(p)->run.user == user;
     return n;
@@ -382,6 +430,12 @@ static void grant(dd_engine *e, dd_timeline *t, uint32_t wishes)
     e->n_parks += (wishes & WISH_PARK) != 0;
     if (wishes & WISH_FORK)
         fork_from(e, t);
+    if (wishes & WISH_SAVE) {
+        t->has_save = true;
+        e->n_saves++;
+        if (!t->session)
+            end_save(e, t, DELTA_ENOTFOUND, "nothing of the session is computed");
+    }
     if (wishes & WISH_FREE) {
         free_timeline(e, t);
         return;
@@ -391,7 +445,7 @@ static void grant(dd_engine *e, dd_timeline *t, uint32_t wishes)
         if (t->session)
             delta_session_set_pinned(t->session, t->is_pinned);
     }
-    if ((wishes & WISH_PARK) && t->session && !t->is_running && !t->is_waiting) {
+    if ((wishes & WISH_PARK) && t->session && !t->is_running && !t->is_waiting && !t->is_fetching) {
         delta_session_park(t->session);
         e->has_room_changed = true;
     }
@@ -401,11 +455,25 @@ static void grant(dd_engine *e, dd_timeline *t, uint32_t wishes)
             return;
         }
         t->place.rank = dd_line_rank(de_now_ns(), t->run.priority, runs_of(e, t->run.user));
-        if (!dd_line_is_next(&e->waiting, t->place.rank) || !start(e, t))
-            wait_for_room(e, t);
+        if (t->run.save_path && e->engine && !e->fault.code) /* without it the state is computed */
+            (void)delta_cache_adopt(e->engine, t->run.save_path, t->run.save_at, t->owner, NULL);
+        /* An error of prepare() comes again in start(), which tells it. */
+        if (!e->fault.code && !t->run.is_background &&
+            (!t->session || !delta_session_resident(t->session)) && prepare(e, t, NULL) == 0 &&
+            delta_session_fetch(t->session)) {
+            t->is_fetching = true;
+            e->n_fetching++;
+            return;
+        }
+        start_or_wait(e, t);
         return;
     }
     if (wishes & WISH_CANCEL) {
+        if (t->is_fetching) {
+            stop_fetching(e, t);
+            end_run(e, t, (dd_note){ .finish = DELTA_FINISH_CANCELLED });
+            return;
+        }
         if (t->is_waiting) {
             unwait(e, t);
             end_run(e, t, (dd_note){ .finish = DELTA_FINISH_CANCELLED });
@@ -476,9 +544,19 @@ static void on_fault(dd_engine *e, const delta_error *err)
     e->fault.code = err->code ? err->code : DELTA_EDEVICE;
     for (dd_timeline *t = e->all, *next; t; t = next) {
         next = t->next;
-        if (t->is_running)
+        const bool waits = t->is_fetching;
+        if (waits)
+            stop_fetching(e, t);
+        if (waits || t->is_running)
             end_with_error(e, t, &e->fault);
     }
+    for (dd_timeline *t = e->all, *next; t; t = next) {
+        next = t->next;
+        end_save(e, t, e->fault.code, e->fault.text);
+    }
+    if (e->saving)
+        tell_saved(e, e->saving, &e->fault, 0, 0);
+    e->saving = 0;
     e->has_room_changed = true;
     try_waiting(e); /* each of them ends with the fault */
     tell_text(e, DD_NOTE_FATAL, e->fault.text, 0);
@@ -489,7 +567,7 @@ static void on_progress(void *arg, const char *phase, uint64_t done, uint64_t to
     dd_engine *e = arg;
     uint64_t now = de_now_ns();
     atomic_fetch_add(&e->heartbeat, 1);
-    if (now - e->told_ns < 100u * 1000 * 1000 && done != total)
+    if (now - e->told_ns < 100u * 1000 * 1000 && done && done != total) /* 0: a new phase */
         return;
     e->told_ns = now;
     tell_text(e, DD_NOTE_LOAD, phase ? phase : "", total ? (double)done / (double)total : 0);
@@ -509,66 +587,83 @@ static void snapshot(dd_engine *e)
 {
     delta_engine_stats s;
     delta_engine_stats_get(e->engine, &s);
+    s.disk_waiting = e->n_fetching;
     (void)pthread_mutex_lock(&e->stats_lock);
     e->stats = s;
     (void)pthread_mutex_unlock(&e->stats_lock);
 }
 
-/* ---- the cache over a restart */
+/* ---- the cache on disk */
 
-__attribute__((format(printf, 3, 4))) static void tell_log(dd_engine *e, bool warning,
-                                                           const char *format, ...)
+/* At the end the loop does not listen any more. */
+static void on_disk_note(void *arg, enum delta_note_level level, const char *text)
 {
-    char text[512];
-    va_list ap;
-    va_start(ap, format);
-    (void)vsnprintf(text, sizeof text, format, ap);
-    va_end(ap);
-    tell(e, &(dd_note){ .kind = DD_NOTE_LOG, .n = warning, .text = text, .len = strlen(text) });
+    dd_engine *e = arg;
+    if (dd_mailbox_is_closed(&e->box))
+        dd_log(level == DELTA_NOTE_WARNING ? DD_LOG_WARNING : DD_LOG_INFO, "%s", text);
+    else
+        on_engine_note(e, level, text);
 }
 
-static void open_kept_cache(dd_engine *e)
+static void open_disk(dd_engine *e)
 {
     delta_error err = { 0 };
-    if (!e->cache_path || delta_engine_info_get(e->engine)->checkpoints == 0)
-        return;
-    int r = delta_cache_open(e->engine, e->cache_path, &e->reader, &err);
-    if (r < 0 && r != DELTA_ENOTFOUND)
-        tell_log(e, true, "the cache of before is not taken up: %s", err.text);
+    const delta_cache_options o = { .folder = e->cache_folder,
+                                    .max_bytes = e->cache_bytes,
+                                    .idle_ns = e->cache_idle_ns,
+                                    .on_note = on_disk_note,
+                                    .arg = e };
+    if (e->cache_folder && delta_cache_open(e->engine, &o, &err) < 0)
+        on_engine_note(e, DELTA_NOTE_WARNING, err.text);
 }
 
-/* One checkpoint of it, between two steps. */
-static void read_kept_cache(dd_engine *e)
+/* The end of the save that is written, and the beginning of the next. */
+static void work_saves(dd_engine *e)
 {
     delta_error err = { 0 };
-    int r = delta_cache_read(e->reader, &err);
-    e->n_read += r > 0;
-    if (r > 0)
-        return;
-    delta_cache_close(e->reader);
-    e->reader = NULL;
-    if (r == DELTA_EDEVICE) {
+    uint64_t bytes = 0;
+    uint32_t tokens = 0;
+    int r = e->saving ? delta_cache_saved(e->engine, &bytes, &tokens, &err) : 1;
+    if (r <= 0) {
+        err.code = r;
+        tell_saved(e, e->saving, r < 0 ? &err : NULL, bytes, tokens);
+        e->saving = 0;
+    }
+    for (dd_timeline *t = e->all, *next; t && e->n_saves && !e->saving; t = next) {
+        next = t->next;
+        if (!t->has_save || (r = delta_cache_save(t->session, &t->save, &err)) == 1)
+            continue;
+        if (r < 0) {
+            end_save(e, t, r, err.text);
+            continue;
+        }
+        t->has_save = false;
+        e->n_saves--;
+        e->saving = t->save_id;
+    }
+}
+
+/* A piece each way, and who has waited for one goes on. Says when that is to be done again. */
+static uint64_t work_disk(dd_engine *e)
+{
+    delta_error err = { 0 };
+    uint64_t again_ns = UINT64_MAX;
+    const int r = delta_cache_work(e->engine, &again_ns, &err);
+    if (r < 0) {
         err.code = r;
         on_fault(e, &err);
-        return;
+        return UINT64_MAX;
     }
-    if (r < 0)
-        tell_log(e, true, "the cache of before: %s", err.text);
-    tell_log(e, false, "%u checkpoints taken up from %s", e->n_read, e->cache_path);
-}
-
-static void save_cache(dd_engine *e)
-{
-    delta_error err = { 0 };
-    uint32_t n = 0;
-    const uint64_t start = de_now_ns();
-    if (!e->cache_path || !e->engine || e->fault.code)
-        return;
-    if (delta_cache_save(e->engine, e->cache_path, e->cache_bytes, &n, &err) < 0)
-        dd_log(DD_LOG_WARNING, "the cache is not kept: %s", err.text);
-    else
-        dd_log(DD_LOG_INFO, "%u checkpoints kept in %s in %.1f s", n, e->cache_path,
-               (double)(de_now_ns() - start) * 1e-9);
+    work_saves(e);
+    for (dd_timeline *t = e->all, *next; t && e->n_fetching; t = next) {
+        next = t->next;
+        if (!t->is_fetching || delta_session_fetch(t->session))
+            continue;
+        stop_fetching(e, t);
+        e->has_room_changed = true; /* what was held for it is the cache's now */
+        start_or_wait(e, t);
+    }
+    return e->n_saves || e->saving ? SAVE_NS : again_ns;
 }
 
 static void *thread_main(void *arg)
@@ -582,24 +677,24 @@ static void *thread_main(void *arg)
         on_fault(e, &err);
     } else {
         e->engine = engine; /* the mailbox's lock orders this before READY */
-        open_kept_cache(e);
+        open_disk(e);
         snapshot(e);
         tell(e, &(dd_note){ .kind = DD_NOTE_READY });
     }
     send_out(e);
-    for (;;) {
-        bool idle = e->n_running == e->n_paused && !e->reader; /* until somebody wishes something */
+    for (uint64_t again_ns = 0;;) {
+        bool idle = e->n_running == e->n_paused; /* until somebody wishes something, or the disk */
+        const uint64_t wait_ms = again_ns / 1000000 < IDLE_MS ? again_ns / 1000000 : IDLE_MS;
         dd_mail *m;
         uint32_t wishes;
-        while ((m = dd_mailbox_take(&e->box, idle ? IDLE_MS : 0, &wishes))) {
+        while ((m = dd_mailbox_take(&e->box, idle ? (uint32_t)wait_ms : 0, &wishes))) {
             grant(e, (dd_timeline *)m, wishes);
             idle = false;
         }
         if (dd_mailbox_is_closed(&e->box))
             break;
         try_waiting(e);
-        if (e->reader && !e->fault.code)
-            read_kept_cache(e);
+        again_ns = e->engine && !e->fault.code ? work_disk(e) : UINT64_MAX;
         send_out(e); /* who was started hears of it before the step */
         if (e->n_running > e->n_paused && !e->fault.code) {
             const delta_event *events = NULL;
@@ -618,8 +713,8 @@ static void *thread_main(void *arg)
     }
     while (e->all)
         drop_session(e, e->all);
-    delta_cache_close(e->reader);
-    save_cache(e);
+    if (e->engine)
+        delta_cache_flush(e->engine);
     delta_engine_free(e->engine);
     return NULL;
 }
@@ -657,6 +752,9 @@ int dd_engine_new(uv_loop_t *loop, const dd_config *c, void (*on_note)(void *arg
         .backend = strcmp(c->model.backend, "cpu") == 0    ? DELTA_BACKEND_CPU
                    : strcmp(c->model.backend, "cuda") == 0 ? DELTA_BACKEND_CUDA
                                                            : DELTA_BACKEND_AUTO,
+        .kv_type = strcmp(c->model.kv_type, "bf16") == 0  ? DELTA_KV_BF16
+                   : strcmp(c->model.kv_type, "fp8") == 0 ? DELTA_KV_FP8
+                                                          : DELTA_KV_AUTO,
         .threads = c->model.threads,
         .max_sessions = c->model.max_sessions,
         .kv_tokens = c->model.kv_tokens,
@@ -672,8 +770,9 @@ int dd_engine_new(uv_loop_t *loop, const dd_config *c, void (*on_note)(void *arg
     };
     e->async.data = e;
     if (c->state.directory[0] && c->cache.enabled && c->cache.disk_bytes) {
-        e->cache_path = de_path_join(c->state.directory, "cache");
+        e->cache_folder = de_path_join(c->state.directory, "cache");
         e->cache_bytes = c->cache.disk_bytes;
+        e->cache_idle_ns = c->cache.disk_idle_ns;
     }
     if (pthread_mutex_init(&e->stats_lock, NULL) != 0 || dd_mailbox_init(&e->box, &e->async) < 0 ||
         uv_async_init(loop, &e->async, on_async) < 0) {
@@ -689,7 +788,7 @@ int dd_engine_new(uv_loop_t *loop, const dd_config *c, void (*on_note)(void *arg
 
 static void on_closed(uv_handle_t *h)
 {
-    free(((dd_engine *)h->data)->cache_path);
+    free(((dd_engine *)h->data)->cache_folder);
     free(h->data);
 }
 
@@ -716,6 +815,12 @@ const delta_engine_info *dd_engine_info(const dd_engine *e)
 const delta_tokenizer *dd_engine_tokenizer(const dd_engine *e)
 {
     return delta_engine_tokenizer(e->engine);
+}
+
+int dd_engine_check_save(const dd_engine *e, const char *path, uint64_t at, uint32_t *ret_tokens,
+                         delta_error *err)
+{
+    return delta_cache_check(e->engine, path, at, ret_tokens, err);
 }
 
 void dd_engine_stats(dd_engine *e, delta_engine_stats *ret_stats)
@@ -778,6 +883,13 @@ void dd_timeline_pin(dd_timeline *t, bool pinned)
 {
     dd_mailbox_post(&t->engine->box, &t->mail, pinned ? WISH_PIN : WISH_UNPIN,
                     pinned ? WISH_UNPIN : WISH_PIN);
+}
+
+void dd_timeline_save(dd_timeline *t, uint64_t id, const delta_save *o)
+{
+    t->save = *o;
+    t->save_id = id;
+    dd_mailbox_post(&t->engine->box, &t->mail, WISH_SAVE, 0);
 }
 
 void dd_timeline_free(dd_timeline *t)

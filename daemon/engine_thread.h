@@ -30,6 +30,7 @@ enum dd_note_kind {
     DD_NOTE_TOKEN,
     DD_NOTE_TEXT,
     DD_NOTE_FINISHED,
+    DD_NOTE_SAVED, /* run: the save's id; error, or 0, total: tokens, and bytes */
 };
 
 typedef struct dd_note {
@@ -52,7 +53,8 @@ typedef struct dd_note {
     uint32_t n_cached, n_shared; /* delta_session_reuse() */
     uint64_t prefill_ns, decode_ns;
     uint32_t n_timeline, last_token; /* what the timeline holds now */
-    int error;                       /* DELTA_FINISH_ERROR: the code, text says it */
+    int error;                       /* DELTA_FINISH_ERROR and SAVED: the code, text says it */
+    uint64_t bytes;                  /* SAVED */
 } dd_note;
 
 typedef struct dd_run {
@@ -71,6 +73,8 @@ typedef struct dd_run {
     const delta_sampling *sampling;
     const delta_stopping *stopping;
     const delta_guide *guide; /* or NULL */
+    const char *save_path;    /* a save that the timeline may go on from, or NULL, and where ... */
+    uint64_t save_at;         /* ... its state is */
 } dd_run;
 
 typedef struct dd_timeline dd_timeline;
@@ -84,6 +88,9 @@ void dd_engine_free(dd_engine *e);
 /* After READY. */
 const delta_engine_info *dd_engine_info(const dd_engine *e);
 const delta_tokenizer *dd_engine_tokenizer(const dd_engine *e);
+/* delta_cache_check() of a save. Any thread. */
+int dd_engine_check_save(const dd_engine *e, const char *path, uint64_t at, uint32_t *ret_tokens,
+                         delta_error *err);
 void dd_engine_stats(dd_engine *e, delta_engine_stats *ret_stats); /* as of the last step */
 uint64_t dd_engine_heartbeat(const dd_engine *e);
 
@@ -99,6 +106,9 @@ dd_timeline *dd_timeline_fork(dd_timeline *from);
 void dd_timeline_park(dd_timeline *t);
 /* What it has computed is given up last. */
 void dd_timeline_pin(dd_timeline *t, bool pinned);
+/* Saves its state; ends with a SAVED note of this id, until which what *o points to must stay. One at a time
+ * for a timeline. */
+void dd_timeline_save(dd_timeline *t, uint64_t id, const delta_save *o);
 void dd_timeline_free(dd_timeline *t); /* its run must have ended; NULL is a no-op */
 
 #endif

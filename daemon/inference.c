@@ -460,7 +460,9 @@ static int launch(dd_live *l, dd_status *st)
                          .user = dd_peer_key(&l->peer),
                          .sampling = &q->sampling,
                          .stopping = &q->stopping,
-                         .guide = &l->guide };
+                         .guide = &l->guide,
+                         .save_path = l->session ? l->session->save_path : NULL,
+                         .save_at = l->session ? l->session->save_at : 0 };
     l->is_running = true;
     s->stats.prompt_tokens += l->n_ids;
     dd_timeline_run(l->timeline, &run);
@@ -972,6 +974,7 @@ void dd_live_note(dd_service *s, const dd_note *n)
     case DD_NOTE_READY:
     case DD_NOTE_FATAL:
     case DD_NOTE_LOG:
+    case DD_NOTE_SAVED:
         return;
     }
     if (r < 0)

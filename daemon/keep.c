@@ -24,7 +24,7 @@
 #include "daemon/live.h"
 #include "daemon/log.h"
 
-enum { HEAD_BYTES = 128, FILE_BYTES = 512 << 20 };
+enum { FILE_BYTES = 512 << 20 };
 static const char suffix[] = ".session";
 
 typedef struct job {
@@ -66,15 +66,15 @@ static dd_session *session_of(const dd_service *s, const char *id)
 
 /* ---- writing */
 
-static uint8_t *encode(const dd_service *s, const dd_session *x, size_t *ret_len)
+uint8_t *dd_keep_encode(const dd_service *s, const dd_session *x, size_t *ret_len)
 {
     const dd_saved saved = dd_session_saved(s, x);
     size_t n = 0;
-    uint8_t *body = dd_saved_encode(&saved, &n), *all = body ? malloc(HEAD_BYTES + n) : NULL;
+    uint8_t *body = dd_saved_encode(&saved, &n), *all = body ? malloc(DD_KEEP_HEAD + n) : NULL;
     if (all) {
         char sha[65];
         de_sha256_hex(body, n, sha);
-        const int head = snprintf((char *)all, HEAD_BYTES, "deltad session 1 %zu %s\n", n, sha);
+        const int head = snprintf((char *)all, DD_KEEP_HEAD, "deltad session 1 %zu %s\n", n, sha);
         memcpy(all + head, body, n);
         *ret_len = (size_t)head + n;
     }
@@ -129,7 +129,7 @@ void dd_keep_changed(dd_service *s, dd_session *x)
     j->s = s;
     (void)snprintf(j->id, sizeof j->id, "%s", x->id);
     j->path = path_of(s, x->id);
-    j->bytes = encode(s, x, &j->len);
+    j->bytes = dd_keep_encode(s, x, &j->len);
     if (!j->path || !j->bytes || uv_queue_work(s->o.loop, &j->work, write_file, on_written) < 0) {
         dd_log(DD_LOG_WARNING, "session %s is not kept: no memory", x->id);
         job_free(j);
@@ -158,54 +158,84 @@ static int add_messages(dd_session *x, const dd_saved *saved)
     return 0;
 }
 
-/* The bytes behind the head, if all is as it was written. */
-static const uint8_t *body_of(const char *text, size_t len, size_t *ret_len)
+bool dd_keep_head(const char *text, size_t len, size_t *ret_head, size_t *ret_body,
+                  char ret_sha[65])
 {
-    char want[65], got[65];
-    size_t n = 0;
-    const char *end = memchr(text, '\n', len < HEAD_BYTES ? len : HEAD_BYTES);
-    if (!end || sscanf(text, "deltad session 1 %zu %64[0-9a-f]", &n, want) != 2 ||
-        n != len - (size_t)(end + 1 - text))
+    char line[DD_KEEP_HEAD + 1];
+    const char *end = memchr(text, '\n', len < DD_KEEP_HEAD ? len : DD_KEEP_HEAD);
+    if (!end)
+        return false;
+    *ret_head = (size_t)(end + 1 - text);
+    memcpy(line, text, *ret_head);
+    line[*ret_head] = 0;
+    return sscanf(line, "deltad session 1 %zu %64[0-9a-f]", ret_body, ret_sha) == 2 &&
+           *ret_body <= FILE_BYTES;
+}
+
+const uint8_t *dd_keep_body(const char *text, size_t len, size_t *ret_len)
+{
+    char want[65] = "", got[65];
+    size_t head = 0;
+    if (!dd_keep_head(text, len, &head, ret_len, want) || head + *ret_len != len)
         return NULL;
-    de_sha256_hex(end + 1, n, got);
-    *ret_len = n;
-    return strcmp(want, got) == 0 ? (const uint8_t *)end + 1 : NULL;
+    de_sha256_hex(text + head, *ret_len, got);
+    return strcmp(want, got) == 0 ? (const uint8_t *)text + head : NULL;
+}
+
+dd_session *dd_keep_decode(dd_service *s, const char *path, const uint8_t *body, size_t n,
+                           const dd_peer *owner, delta_error *err)
+{
+    dd_saved x;
+    dd_status st = { 0 };
+    de_arena a = { 0 };
+    dd_session *y = NULL;
+    int r = 0;
+    if (dd_saved_decode(body, n, &a, &x, &st) < 0)
+        r = delta_fail(err, DELTA_EFORMAT, "%s: %s %s", path, st.field, st.message);
+    else if (strcmp(x.model, dd_engine_info(s->engine)->model_name) != 0)
+        r = delta_fail(err, DELTA_ESTATE, "%s: it is of model %s, this is %s", path, x.model,
+                       dd_engine_info(s->engine)->model_name);
+    else if (!owner && session_of(s, x.id))
+        r = delta_fail(err, DELTA_EFORMAT, "%s: the session is there already", path);
+    if (r == 0) {
+        dd_peer kept = { .is_unix = x.owner_is_unix, .uid = x.owner_uid };
+        if (x.owner_address.len == sizeof kept.address)
+            memcpy(kept.address, x.owner_address.data, sizeof kept.address);
+        x.pinned = x.pinned && !owner;
+        if (owner)
+            x.id = NULL;
+        y = dd_session_restore(s, &x, owner ? owner : &kept);
+        if (!y || add_messages(y, &x) < 0) {
+            dd_session_drop(s, y);
+            y = NULL;
+            (void)delta_fail(err, DELTA_ENOMEM, "%s: no memory", path);
+        }
+    }
+    de_arena_done(&a);
+    return y;
 }
 
 static int load(dd_service *s, const char *path, const char *id, delta_error *err)
 {
     char *text = NULL;
-    size_t len = 0, n = 0;
-    dd_saved x;
-    dd_status st = { 0 };
-    de_arena a = { 0 };
+    size_t len = 0;
     int r = de_file_read(path, FILE_BYTES, &text, &len, err);
     if (r < 0)
         return r;
-    const uint8_t *body = body_of(text, len, &n);
-    if (!body)
-        r = delta_fail(err, DELTA_EFORMAT, "%s: not whole", path);
-    else if (dd_saved_decode(body, n, &a, &x, &st) < 0)
-        r = delta_fail(err, DELTA_EFORMAT, "%s: %s %s", path, st.field, st.message);
-    else if (strcmp(x.id, id) != 0)
-        r = delta_fail(err, DELTA_EFORMAT, "%s: it is session %s", path, x.id);
-    else if (strcmp(x.model, dd_engine_info(s->engine)->model_name) != 0)
-        r = delta_fail(err, DELTA_EFORMAT, "%s: it is of model %s", path, x.model);
-    else if (session_of(s, id))
-        r = delta_fail(err, DELTA_EFORMAT, "%s: the session is there already", path);
-    if (r == 0) {
-        dd_peer owner = { .is_unix = x.owner_is_unix, .uid = x.owner_uid };
-        if (x.owner_address.len == sizeof owner.address)
-            memcpy(owner.address, x.owner_address.data, sizeof owner.address);
-        dd_session *y = dd_session_restore(s, &x, &owner);
-        if (!y || add_messages(y, &x) < 0) {
-            dd_session_drop(s, y);
-            r = delta_fail(err, DELTA_ENOMEM, "%s: no memory", path);
-        }
-    }
+    size_t n = 0;
+    const uint8_t *body = dd_keep_body(text, len, &n);
+    dd_session *x = NULL;
+    if (body)
+        x = dd_keep_decode(s, path, body, n, NULL, err);
+    else
+        (void)delta_fail(err, DELTA_EFORMAT, "%s: not whole", path);
     free(text);
-    de_arena_done(&a);
-    return r;
+    if (x && strcmp(x->id, id) != 0) {
+        r = delta_fail(err, DELTA_EFORMAT, "%s: it is session %s", path, x->id);
+        dd_session_drop(s, x);
+        return r;
+    }
+    return x ? 0 : err->code;
 }
 
 void dd_keep_load(dd_service *s)

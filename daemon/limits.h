@@ -21,6 +21,9 @@ enum {
     DD_WATCHERS = 1024,             /* Health.Watch calls */
     DD_EXPORT_PIECE = 1 << 20,      /* bytes of one message of ExportSession */
     DD_EXPORTS = 16,                /* exports that are being read */
+    DD_SAVE_NAME = 64,              /* letters of a save's name */
+    DD_SAVES = 256,                 /* files of one user */
+    DD_SAVES_HELD = 16,             /* calls that write or read one */
     DD_FORKS = 64,                  /* sessions of one ForkSession */
     DD_SESSION_MESSAGES = 1 << 16,  /* of one named session */
     DD_SESSION_BYTES = 64 << 20,    /* its transcript and tools */

@@ -37,6 +37,10 @@ enum dd_method_id {
     DD_M_REWIND,
     DD_M_PIN,
     DD_M_EXPORT,
+    DD_M_SAVE,
+    DD_M_RESTORE,
+    DD_M_SAVES,
+    DD_M_DELETE_SAVE,
     DD_M_INFO,
     DD_M_STATS,
     DD_M_HEALTH_CHECK,
@@ -51,6 +55,7 @@ typedef struct dd_job dd_job;
 typedef struct dd_ahead dd_ahead;
 typedef struct dd_kept dd_kept;
 typedef struct dd_export dd_export;
+typedef struct dd_save dd_save;
 
 struct dd_service {
     dd_service_options o;
@@ -76,6 +81,8 @@ struct dd_service {
     uint32_t n_parks;   /* dd_timeline_park() so far */
     dd_export *exports; /* of export.c */
     uint32_t n_exports;
+    dd_save *saves; /* of saves.c */
+    uint32_t n_saves;
     dd_watcher *watchers;
     uint32_t n_watchers;
     uint64_t started_ns;
@@ -104,7 +111,9 @@ struct dd_session {
     bool thinking, omit_reasoning, preserve;
     dd_border *borders; /* of the turns that the timeline holds, the oldest first */
     size_t n_borders, cap_borders;
-    dd_timeline *timeline;       /* NULL: to be rendered from the transcript */
+    dd_timeline *timeline; /* NULL: to be rendered from the transcript */
+    char *save_path;       /* of the save that it goes on from, until it does; or NULL */
+    uint64_t save_at;
     size_t n_rendered;           /* messages that the timeline holds */
     bool is_whole;               /* it holds the reasoning of all of them */
     bool is_keeping, is_changed; /* of keep.c: it is being written; it changed since that began */
@@ -303,6 +312,13 @@ dd_session *dd_session_restore(dd_service *s, const dd_saved *x, const dd_peer *
 int dd_session_add(dd_session *x, dd_bytes message, const dd_sampled *sampled);
 void dd_session_drop(dd_service *s, dd_session *x); /* NULL is a no-op */
 
+dd_session *dd_session_find(dd_service *s, const char *id, const dd_peer *p,
+                            bool (*may)(const dd_peer *p, const dd_peer *owner), dd_status *st);
+/* 0, or -1 and *st if it is at work. */
+int dd_session_check_idle(const dd_session *x, const dd_request *q, dd_status *st);
+/* 0, or -1 and *st: there are too many to make `count` more. */
+int dd_session_check_count(const dd_service *s, uint32_t count, dd_status *st);
+void dd_session_put(dd_wire_out *o, const dd_session *x); /* field 1 */
 /* It as the codec writes it, of a model; borrows all that is in it. */
 dd_saved dd_session_saved(const dd_service *s, const dd_session *x);
 
@@ -317,5 +333,24 @@ void dd_exports_abort(dd_service *s, const dd_status *st);
 void dd_keep_changed(dd_service *s, dd_session *x); /* writes it, soon */
 void dd_keep_forget(dd_service *s, const dd_session *x);
 void dd_keep_load(dd_service *s); /* once, when the model is there */
+/* What a file of it says, malloc'ed; NULL: no memory. */
+uint8_t *dd_keep_encode(const dd_service *s, const dd_session *x, size_t *ret_len);
+/* Reads the line at the beginning [len]: how long it is, how long what follows and its hash. false: it is
+ * none. Any thread, as dd_keep_body(). */
+enum { DD_KEEP_HEAD = 128 };
+bool dd_keep_head(const char *text, size_t len, size_t *ret_head, size_t *ret_body,
+                  char ret_sha[65]);
+/* What follows, if the text is whole and as it was written, or NULL. */
+const uint8_t *dd_keep_body(const char *text, size_t len, size_t *ret_len);
+/* The session in such a body; it has the id of there, or with `owner` a new one, is the owner's and not
+ * pinned. NULL and err. */
+dd_session *dd_keep_decode(dd_service *s, const char *path, const uint8_t *body, size_t n,
+                           const dd_peer *owner, delta_error *err);
+
+/* saves.c */
+void dd_saves_call(dd_service *s, dd_rpc *r, const dd_request *q);
+void dd_saves_note(dd_service *s, const dd_note *n);
+void dd_saves_closed(dd_save *v); /* the call has ended; the file is written or read all the same */
+void dd_saves_abort(dd_service *s, const dd_status *st);
 
 #endif

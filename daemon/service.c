@@ -39,6 +39,10 @@ static const dd_method methods[] = {
     { SESSION "RewindSession", DD_UNARY, DD_M_REWIND },
     { SESSION "PinSession", DD_UNARY, DD_M_PIN },
     { SESSION "ExportSession", DD_SERVER_STREAM, DD_M_EXPORT },
+    { SESSION "SaveSession", DD_UNARY, DD_M_SAVE },
+    { SESSION "RestoreSession", DD_UNARY, DD_M_RESTORE },
+    { SESSION "ListSaves", DD_UNARY, DD_M_SAVES },
+    { SESSION "DeleteSave", DD_UNARY, DD_M_DELETE_SAVE },
     { SESSION "AppendMessages", DD_UNARY, DD_M_APPEND },
     { MODEL "GetModelInfo", DD_UNARY, DD_M_INFO },
     { MODEL "GetStats", DD_UNARY, DD_M_STATS },
@@ -275,6 +279,10 @@ void dd_service_message(dd_service *s, dd_rpc *r, const uint8_t *msg, size_t len
     case DD_M_REWIND:
     case DD_M_PIN:
     case DD_M_EXPORT:
+    case DD_M_SAVE:
+    case DD_M_RESTORE:
+    case DD_M_SAVES:
+    case DD_M_DELETE_SAVE:
         dd_session_call(s, r, msg, len);
         return;
     case DD_M_INFO: {
@@ -332,6 +340,8 @@ void dd_service_closed(dd_service *s, dd_rpc *r)
         watcher_end(r->handler, &st);
     else if (r->method->id == DD_M_EXPORT && r->handler)
         dd_export_end(r->handler, &st);
+    else if ((r->method->id == DD_M_SAVE || r->method->id == DD_M_RESTORE) && r->handler)
+        dd_saves_closed(r->handler);
     else if (r->handler && is_text_call(r))
         dd_texts_fail(r->handler, &st);
     else if (r->handler)
@@ -373,6 +383,9 @@ static void on_note(void *arg, const dd_note *n)
     case DD_NOTE_FINISHED:
         dd_live_note(s, n);
         return;
+    case DD_NOTE_SAVED:
+        dd_saves_note(s, n);
+        return;
     }
 }
 
@@ -380,7 +393,8 @@ static void on_drain_timer(uv_timer_t *t)
 {
     dd_service *s = t->data;
     dd_status st;
-    if (!s->on_drained || s->live || s->n_jobs || s->n_ahead || s->n_keeping || s->n_exports)
+    if (!s->on_drained || s->live || s->n_jobs || s->n_ahead || s->n_keeping || s->n_exports ||
+        s->n_saves)
         return;
     dd_status_set(&st, DD_UNAVAILABLE, "DRAINING", "the daemon is stopping");
     st.retry_ms = DD_RETRY_MS;
@@ -443,6 +457,7 @@ void dd_service_abort_all(dd_service *s)
     }
     dd_texts_abort(s, &st);
     dd_exports_abort(s, &st);
+    dd_saves_abort(s, &st);
 }
 
 static void on_closed(uv_handle_t *h)
@@ -456,7 +471,7 @@ void dd_service_free(dd_service *s)
 {
     if (!s)
         return;
-    assert(!s->live && !s->n_jobs && !s->n_ahead && !s->n_keeping && !s->n_exports);
+    assert(!s->live && !s->n_jobs && !s->n_ahead && !s->n_keeping && !s->n_exports && !s->n_saves);
     dd_sessions_free(s);
     dd_recall_free(s->recall);
     dd_grammars_free(s->grammars); /* before the engine, whose tokenizer they read */

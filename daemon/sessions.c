@@ -35,6 +35,7 @@ static void session_free(dd_service *s, dd_session *x)
     free(x->borders);
     free(x->tools);
     free(x->name);
+    free(x->save_path);
     dd_timeline_free(x->timeline);
     free(x);
 }
@@ -77,8 +78,8 @@ static int add_message(dd_session *x, uint8_t *data, size_t len)
     return 0;
 }
 
-static dd_session *find(dd_service *s, const char *id, const dd_peer *p,
-                        bool (*may)(const dd_peer *p, const dd_peer *owner), dd_status *st)
+dd_session *dd_session_find(dd_service *s, const char *id, const dd_peer *p,
+                            bool (*may)(const dd_peer *p, const dd_peer *owner), dd_status *st)
 {
     for (dd_session *x = s->sessions; x; x = x->next)
         if (strcmp(x->id, id) == 0 && may(p, &x->owner))
@@ -95,8 +96,7 @@ static int out_of_memory(dd_status *st)
     return -1;
 }
 
-/* `count` sessions more. */
-static int check_count(const dd_service *s, uint32_t count, dd_status *st)
+int dd_session_check_count(const dd_service *s, uint32_t count, dd_status *st)
 {
     if (s->n_sessions + count <= s->o.config->limits.max_named_sessions)
         return 0;
@@ -141,7 +141,7 @@ static dd_session *create(dd_live *l, dd_status *st)
     dd_service *s = l->s;
     const dd_request *q = &l->req;
     dd_session *x = NULL;
-    if (check_count(s, 1, st) == 0)
+    if (dd_session_check_count(s, 1, st) == 0)
         x = add_session(s, q->name, q->packed_tools, q->n_tools, &l->peer, st);
     if (!x)
         return NULL;
@@ -154,7 +154,7 @@ static dd_session *create(dd_live *l, dd_status *st)
     return x;
 }
 
-static int check_idle(const dd_session *x, const dd_request *q, dd_status *st)
+int dd_session_check_idle(const dd_session *x, const dd_request *q, dd_status *st)
 {
     if (x->busy) {
         dd_status_set(st, DD_ABORTED, "SESSION_BUSY", "the session's last turn still runs");
@@ -179,7 +179,7 @@ static int check_idle(const dd_session *x, const dd_request *q, dd_status *st)
 static int check_turn(const dd_session *x, const dd_request *q, dd_status *st)
 {
     size_t bytes = 0;
-    if (check_idle(x, q, st) < 0)
+    if (dd_session_check_idle(x, q, st) < 0)
         return -1;
     for (size_t i = 0; i < q->n_messages; i++)
         bytes += q->packed[i].len;
@@ -216,7 +216,7 @@ int dd_session_begin(dd_live *l, dd_status *st)
     if (l->method == DD_M_CREATE)
         x = create(l, st);
     else
-        x = find(l->s, q->session_id, &l->peer, dd_peer_may_use, st);
+        x = dd_session_find(l->s, q->session_id, &l->peer, dd_peer_may_use, st);
     if (!x || (l->method != DD_M_CREATE && check_turn(x, q, st) < 0))
         return -1;
     l->session = x;
@@ -376,6 +376,8 @@ void dd_session_end(dd_live *l, const dd_note *n)
             forget_timeline(x);
         return;
     }
+    free(x->save_path); /* its state is here now */
+    x->save_path = NULL;
     bool is_kept = add_new(l) == 0;
     if (l->method == DD_M_CHAT)
         is_kept = is_kept && add_answer(l, n) == 0;
@@ -409,7 +411,7 @@ static dd_session_view view(const dd_session *x)
                               .idle_timeout_ns = x->idle_timeout_ns };
 }
 
-static void put_session(dd_wire_out *o, const dd_session *x)
+void dd_session_put(dd_wire_out *o, const dd_session *x)
 {
     const dd_session_view v = view(x);
     size_t len = 0;
@@ -423,7 +425,7 @@ static void put_session(dd_wire_out *o, const dd_session *x)
 uint8_t *dd_session_answer(dd_live *l, size_t *ret_len)
 {
     dd_wire_out o = { 0 };
-    put_session(&o, l->session);
+    dd_session_put(&o, l->session);
     if (l->method == DD_M_APPEND) {
         size_t len = 0;
         uint8_t *p = dd_usage_encode(&l->usage, &len);
@@ -440,12 +442,12 @@ static void get(dd_service *s, dd_rpc *r, const dd_request *q)
     dd_status st;
     dd_wire_out o = { 0 };
     size_t len = 0;
-    const dd_session *x = find(s, q->session_id, &r->peer, dd_peer_may_end, &st);
+    const dd_session *x = dd_session_find(s, q->session_id, &r->peer, dd_peer_may_end, &st);
     if (!x) {
         dd_refuse(r, &st);
         return;
     }
-    put_session(&o, x);
+    dd_session_put(&o, x);
     for (size_t i = 0; q->with_messages && i < x->n_messages; i++)
         dd_wire_put_bytes(&o, 2, x->messages[i].data, x->messages[i].len);
     for (size_t i = 0; q->with_messages && i < x->n_tools; i++)
@@ -457,7 +459,7 @@ static void get(dd_service *s, dd_rpc *r, const dd_request *q)
 static void close_session(dd_service *s, dd_rpc *r, const dd_request *q)
 {
     dd_status st;
-    dd_session *x = find(s, q->session_id, &r->peer, dd_peer_may_end, &st);
+    dd_session *x = dd_session_find(s, q->session_id, &r->peer, dd_peer_may_end, &st);
     if (x && x->busy) {
         dd_status_set(&st, DD_ABORTED, "SESSION_BUSY", "a turn runs; cancel it first");
         st.retry_ms = DD_RETRY_MS;
@@ -516,8 +518,8 @@ static void rewind_session(dd_service *s, dd_rpc *r, const dd_request *q)
     dd_status st;
     dd_wire_out o = { 0 };
     size_t len = 0;
-    dd_session *x = find(s, q->session_id, &r->peer, dd_peer_may_use, &st);
-    if (!x || check_idle(x, q, &st) < 0 || check_keep(x, q, &st) < 0) {
+    dd_session *x = dd_session_find(s, q->session_id, &r->peer, dd_peer_may_use, &st);
+    if (!x || dd_session_check_idle(x, q, &st) < 0 || check_keep(x, q, &st) < 0) {
         dd_refuse(r, &st);
         return;
     }
@@ -525,7 +527,7 @@ static void rewind_session(dd_service *s, dd_rpc *r, const dd_request *q)
     x->generation++;
     x->used_ns = de_now_ns();
     dd_keep_changed(s, x);
-    put_session(&o, x);
+    dd_session_put(&o, x);
     uint8_t *msg = dd_wire_take(&o, &len);
     dd_answer(r, msg, len);
 }
@@ -536,7 +538,7 @@ static void pin_session(dd_service *s, dd_rpc *r, const dd_request *q)
     dd_wire_out o = { 0 };
     size_t len = 0;
     const uint32_t most = s->o.config->limits.max_pinned_sessions;
-    dd_session *x = find(s, q->session_id, &r->peer, dd_peer_may_use, &st);
+    dd_session *x = dd_session_find(s, q->session_id, &r->peer, dd_peer_may_use, &st);
     if (x && !q->unpin && !x->is_pinned && s->n_pinned >= most) {
         dd_status_set(&st, DD_RESOURCE_EXHAUSTED, "PIN_LIMIT", "%u sessions are pinned of %u",
                       s->n_pinned, most);
@@ -554,7 +556,7 @@ static void pin_session(dd_service *s, dd_rpc *r, const dd_request *q)
             dd_timeline_pin(x->timeline, x->is_pinned);
         dd_keep_changed(s, x);
     }
-    put_session(&o, x);
+    dd_session_put(&o, x);
     uint8_t *msg = dd_wire_take(&o, &len);
     dd_answer(r, msg, len);
     dd_live_timer(s);
@@ -587,7 +589,7 @@ dd_saved dd_session_saved(const dd_service *s, const dd_session *x)
 static void export_session(dd_service *s, dd_rpc *r, const dd_request *q)
 {
     dd_status st;
-    const dd_session *x = find(s, q->session_id, &r->peer, dd_peer_may_end, &st);
+    const dd_session *x = dd_session_find(s, q->session_id, &r->peer, dd_peer_may_end, &st);
     if (x)
         dd_export_begin(s, r, x, q->with_sampled);
     else
@@ -622,7 +624,8 @@ dd_session *dd_session_restore(dd_service *s, const dd_saved *saved, const dd_pe
     dd_session *x = add_session(s, saved->name, saved->tools, saved->n_tools, owner, &st);
     if (!x)
         return NULL;
-    (void)snprintf(x->id, sizeof x->id, "%s", saved->id);
+    if (saved->id)
+        (void)snprintf(x->id, sizeof x->id, "%s", saved->id);
     x->generation = saved->generation;
     x->idle_timeout_ns = saved->idle_timeout_ns;
     x->thinking = saved->thinking;
@@ -693,9 +696,10 @@ static void fork_sessions(dd_service *s, dd_rpc *r, const dd_request *q)
     dd_status st;
     dd_wire_out o = { 0 };
     size_t len = 0;
-    dd_session *x = find(s, q->session_id, &r->peer, dd_peer_may_use, &st), *made[DD_FORKS];
-    if (!x || check_idle(x, q, &st) < 0 || check_keep(x, q, &st) < 0 ||
-        check_count(s, q->count, &st) < 0) {
+    dd_session *x = dd_session_find(s, q->session_id, &r->peer, dd_peer_may_use, &st),
+               *made[DD_FORKS];
+    if (!x || dd_session_check_idle(x, q, &st) < 0 || check_keep(x, q, &st) < 0 ||
+        dd_session_check_count(s, q->count, &st) < 0) {
         dd_refuse(r, &st);
         return;
     }
@@ -709,7 +713,7 @@ static void fork_sessions(dd_service *s, dd_rpc *r, const dd_request *q)
         }
     }
     for (uint32_t i = 0; i < q->count; i++) {
-        put_session(&o, made[i]);
+        dd_session_put(&o, made[i]);
         dd_keep_changed(s, made[i]);
     }
     x->used_ns = de_now_ns();
@@ -722,13 +726,17 @@ void dd_session_call(dd_service *s, dd_rpc *r, const uint8_t *msg, size_t len)
     dd_request q;
     dd_status st = { 0 };
     enum dd_method_id m = (enum dd_method_id)r->method->id;
-    enum dd_request_kind kind = m == DD_M_GET      ? DD_REQ_GET
-                                : m == DD_M_LIST   ? DD_REQ_LIST
-                                : m == DD_M_FORK   ? DD_REQ_FORK
-                                : m == DD_M_REWIND ? DD_REQ_REWIND
-                                : m == DD_M_PIN    ? DD_REQ_PIN
-                                : m == DD_M_EXPORT ? DD_REQ_EXPORT
-                                                   : DD_REQ_CLOSE;
+    enum dd_request_kind kind = m == DD_M_GET           ? DD_REQ_GET
+                                : m == DD_M_LIST        ? DD_REQ_LIST
+                                : m == DD_M_FORK        ? DD_REQ_FORK
+                                : m == DD_M_REWIND      ? DD_REQ_REWIND
+                                : m == DD_M_PIN         ? DD_REQ_PIN
+                                : m == DD_M_EXPORT      ? DD_REQ_EXPORT
+                                : m == DD_M_SAVE        ? DD_REQ_SAVE
+                                : m == DD_M_RESTORE     ? DD_REQ_RESTORE
+                                : m == DD_M_SAVES       ? DD_REQ_SAVES
+                                : m == DD_M_DELETE_SAVE ? DD_REQ_DELETE_SAVE
+                                                        : DD_REQ_CLOSE;
     if (dd_request_decode(kind, msg, len, &q, &st) < 0) {
         dd_refuse(r, &st);
     } else if (m == DD_M_GET) {
@@ -743,6 +751,8 @@ void dd_session_call(dd_service *s, dd_rpc *r, const uint8_t *msg, size_t len)
         pin_session(s, r, &q);
     } else if (m == DD_M_EXPORT) {
         export_session(s, r, &q);
+    } else if (m == DD_M_SAVE || m == DD_M_RESTORE || m == DD_M_SAVES || m == DD_M_DELETE_SAVE) {
+        dd_saves_call(s, r, &q);
     } else if (q.all_users && !dd_peer_is_admin(&r->peer)) {
         dd_status_set(&st, DD_PERMISSION_DENIED, "NOT_ADMIN",
                       "all_users is for members of policy.admin_group");
@@ -752,7 +762,7 @@ void dd_session_call(dd_service *s, dd_rpc *r, const uint8_t *msg, size_t len)
         size_t n = 0;
         for (const dd_session *x = s->sessions; x; x = x->next)
             if (q.all_users || dd_peer_is_same_client(&r->peer, &x->owner))
-                put_session(&o, x);
+                dd_session_put(&o, x);
         uint8_t *answer = dd_wire_take(&o, &n);
         dd_answer(r, answer, n);
     }

@@ -56,6 +56,10 @@ typedef struct dc_call dc_call;
 #define DC_REWIND_SESSION "deltad.v1.SessionService/RewindSession"
 #define DC_PIN_SESSION "deltad.v1.SessionService/PinSession"
 #define DC_EXPORT_SESSION "deltad.v1.SessionService/ExportSession"
+#define DC_SAVE_SESSION "deltad.v1.SessionService/SaveSession"
+#define DC_RESTORE_SESSION "deltad.v1.SessionService/RestoreSession"
+#define DC_LIST_SAVES "deltad.v1.SessionService/ListSaves"
+#define DC_DELETE_SAVE "deltad.v1.SessionService/DeleteSave"
 #define DC_GET_MODEL_INFO "deltad.v1.ModelService/GetModelInfo"
 #define DC_GET_STATS "deltad.v1.ModelService/GetStats"
 

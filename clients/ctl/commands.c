@@ -419,6 +419,80 @@ static int export_session(ctl *c, char *id, const char *path)
     return code;
 }
 
+static void print_save(const ctl *c, const Deltad__V1__Save *s)
+{
+    if (c->json)
+        ctl_print_json(&s->base);
+    else
+        printf("%-32s %10.1f MB %8s\n", s->name, (double)s->bytes * 1e-6, duration(s->age_ns).text);
+}
+
+int ctl_save(ctl *c, int argc, char **argv)
+{
+    if (argc != 3)
+        return ctl_usage("save: ID NAME");
+    ProtobufCMessage *m;
+    Deltad__V1__SaveSessionRequest q = DELTAD__V1__SAVE_SESSION_REQUEST__INIT;
+    q.session_id = argv[1];
+    q.name = argv[2];
+    int code =
+        ctl_unary(c, DC_SAVE_SESSION, &q.base, &deltad__v1__save_session_response__descriptor, &m);
+    if (code)
+        return code;
+    const Deltad__V1__SaveSessionResponse *a = (const void *)m;
+    if (c->json)
+        ctl_print_json(m);
+    else
+        printf("%s: %" PRIu32 " tokens, %.1f MB\n", a->save->name, a->n_tokens,
+               (double)a->save->bytes * 1e-6);
+    protobuf_c_message_free_unpacked(m, NULL);
+    return CTL_OK;
+}
+
+int ctl_restore(ctl *c, int argc, char **argv)
+{
+    if (argc != 2)
+        return ctl_usage("restore: NAME");
+    ProtobufCMessage *m;
+    Deltad__V1__RestoreSessionRequest q = DELTAD__V1__RESTORE_SESSION_REQUEST__INIT;
+    q.name = argv[1];
+    int code = ctl_unary(c, DC_RESTORE_SESSION, &q.base,
+                         &deltad__v1__restore_session_response__descriptor, &m);
+    if (code)
+        return code;
+    print_sessions(c, &((Deltad__V1__RestoreSessionResponse *)m)->session, 1);
+    protobuf_c_message_free_unpacked(m, NULL);
+    return CTL_OK;
+}
+
+int ctl_saves(ctl *c, int argc, char **argv)
+{
+    ProtobufCMessage *m;
+    if (argc == 3 && strcmp(argv[1], "delete") == 0) {
+        Deltad__V1__DeleteSaveRequest q = DELTAD__V1__DELETE_SAVE_REQUEST__INIT;
+        q.name = argv[2];
+        int code = ctl_unary(c, DC_DELETE_SAVE, &q.base,
+                             &deltad__v1__delete_save_response__descriptor, &m);
+        if (code == 0)
+            protobuf_c_message_free_unpacked(m, NULL);
+        return code;
+    }
+    if (argc != 1)
+        return ctl_usage("saves: nothing, or: delete NAME");
+    Deltad__V1__ListSavesRequest q = DELTAD__V1__LIST_SAVES_REQUEST__INIT;
+    int code =
+        ctl_unary(c, DC_LIST_SAVES, &q.base, &deltad__v1__list_saves_response__descriptor, &m);
+    if (code)
+        return code;
+    const Deltad__V1__ListSavesResponse *a = (const void *)m;
+    for (size_t i = 0; i < a->n_saves; i++)
+        print_save(c, a->saves[i]);
+    if (!c->json && a->n_saves == 0)
+        puts("no saves");
+    protobuf_c_message_free_unpacked(m, NULL);
+    return CTL_OK;
+}
+
 int ctl_sessions(ctl *c, int argc, char **argv)
 {
     ProtobufCMessage *m;
@@ -504,6 +578,13 @@ int ctl_status(ctl *c, int argc, char **argv)
                    " pages; %" PRIu64 " checkpoints came from the device\n",
                    cache->host_checkpoints, cache->host_checkpoints_max, cache->host_pages,
                    cache->host_pages_total, cache->moves);
+        if (cache && cache->disk_bytes_max)
+            printf("disk      %" PRIu32 " checkpoints, %.1f of %.0f MB%s; %" PRIu64
+                   " written, %" PRIu64 " read, %" PRIu64 " given up; %" PRIu32 " wait for one\n",
+                   cache->disk_checkpoints, (double)cache->disk_bytes * 1e-6,
+                   (double)cache->disk_bytes_max * 1e-6,
+                   cache->disk_is_writing ? ", one is written" : "", cache->disk_writes,
+                   cache->disk_reads, cache->disk_evictions, cache->disk_waiting);
         const Deltad__V1__GrammarStats *g = s->grammars;
         if (g && g->compiled + g->found + g->refused)
             printf("grammars  %" PRIu64 " compiled, %" PRIu64 " used again, %" PRIu64

@@ -97,6 +97,9 @@ int ctl_parse_lines(const char *path); /* parse --jsonl, of a file or "-" */
 int ctl_tokenize(ctl *c, int argc, char **argv);
 int ctl_detokenize(ctl *c, int argc, char **argv);
 int ctl_sessions(ctl *c, int argc, char **argv);
+int ctl_save(ctl *c, int argc, char **argv);
+int ctl_restore(ctl *c, int argc, char **argv);
+int ctl_saves(ctl *c, int argc, char **argv);
 int ctl_status(ctl *c, int argc, char **argv);
 int ctl_cancel(ctl *c, int argc, char **argv);
 

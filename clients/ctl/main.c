@@ -24,6 +24,9 @@ static const char help[] =
     "  sessions              the sessions of this user; also:\n"
     "    close ID, fork ID [COUNT], rewind ID MESSAGES, pin ID, unpin ID,\n"
     "    export ID FILE (with --json: JSON on standard output, and no FILE)\n"
+    "  save ID NAME          a session, its state included, to a file of this user's\n"
+    "  restore NAME          a new session that goes on from there\n"
+    "  saves [delete NAME]   what is saved\n"
     "  status                model, memory, queue and counters\n"
     "  cancel REQUEST_ID     end a running request\n"
     "\n"
@@ -352,8 +355,9 @@ int main(int argc, char **argv)
     } commands[] = { { "chat", ctl_chat },         { "generate", ctl_generate },
                      { "render", ctl_render },     { "parse", ctl_parse },
                      { "tokenize", ctl_tokenize }, { "detokenize", ctl_detokenize },
-                     { "sessions", ctl_sessions }, { "status", ctl_status },
-                     { "cancel", ctl_cancel } };
+                     { "sessions", ctl_sessions }, { "save", ctl_save },
+                     { "restore", ctl_restore },   { "saves", ctl_saves },
+                     { "status", ctl_status },     { "cancel", ctl_cancel } };
     ctl c = { 0 };
     /* Texts are UTF-8, whatever the locale; the line editor asks the locale how wide they are. */
     if (!setlocale(LC_CTYPE, "") || strcmp(nl_langinfo(CODESET), "UTF-8") != 0)

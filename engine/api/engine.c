@@ -1,11 +1,12 @@
 /* engine.c -- opens a model and owns its parts: checkpoint, tokenizer, model,
  * pools, and the workspace of a step.
  *
- * The order of opening is from cheap to dear: options and small files first,
- * then the directory of tensors and their binding, then the plan of memory,
+ * The order of opening is from cheap to dear: options and small files, the directory
+ * of tensors and their binding, the device, all three at once; then the plan of memory,
  * which is checked before anything large is allocated, then the weights. */
 #include <assert.h>
 #include <math.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,7 +22,6 @@ enum {
     SESSIONS_DEFAULT = 16,
     STEP_TOKENS_MIN = 64,
     STEP_TOKENS_MAX = 16384,
-    STEP_TOKENS_DEFAULT = 512,
     CHECKPOINTS_MAX = 1 << 16,
     CHECKPOINTS_A_SESSION =
         4,                 /* where nothing says how many, as long as they are an eighth of ...*/
@@ -40,6 +40,13 @@ note(const delta_engine_options *o, enum delta_note_level level, const char *for
     (void)vsnprintf(text, sizeof text, format, ap);
     va_end(ap);
     o->on_note(o->arg, level, text);
+}
+
+/* What is done next, to whom watches. */
+static void phase(const delta_engine_options *o, const char *name)
+{
+    if (o->on_progress)
+        o->on_progress(o->arg, name, 0, 0);
 }
 
 static int check_options(const delta_engine_options *o, delta_error *err)
@@ -70,6 +77,42 @@ static char *last_part(const char *path)
     return strndup(path + begin, end - begin);
 }
 
+/* Three things that take a while and need nothing of each other: the directory of the checkpoint, on the caller's thread; the
+ * tokenizer; and the device, whose driver takes a quarter of a second to wake. */
+typedef struct errand {
+    delta_engine *e;
+    const delta_engine_options *o;
+    int (*run)(delta_engine *e, const delta_engine_options *o, delta_error *err);
+    pthread_t thread;
+    bool has_thread;
+    int code;
+    delta_error err;
+} errand;
+
+static void *run_errand(void *arg)
+{
+    errand *x = arg;
+    x->code = x->run(x->e, x->o, &x->err);
+    return NULL;
+}
+
+static void start_errand(errand *x)
+{
+    x->has_thread = pthread_create(&x->thread, NULL, run_errand, x) == 0;
+    if (!x->has_thread)
+        (void)run_errand(x);
+}
+
+/* r: what went wrong before, whose error stays. */
+static int finish_errand(errand *x, int r, delta_error *err)
+{
+    if (x->has_thread)
+        (void)pthread_join(x->thread, NULL);
+    if (r == 0 && x->code < 0 && err)
+        *err = x->err;
+    return r < 0 ? r : x->code;
+}
+
 static int choose_backend(delta_engine *e, const delta_engine_options *o, delta_error *err)
 {
     static const char *const names[] = { "auto", "cpu", "cuda" };
@@ -90,6 +133,7 @@ static int open_checkpoint(delta_engine *e, const delta_engine_options *o, delta
 {
     char *config = NULL;
     size_t len = 0;
+    phase(o, "directory");
     char *path = de_path_join(o->model_dir, "config.json");
     if (!path)
         return delta_fail(err, DELTA_ENOMEM, "path of config.json");
@@ -145,12 +189,14 @@ static int open_checkpoint(delta_engine *e, const delta_engine_options *o, delta
     return 0;
 }
 
-/* The tokenizer, which ids it lacks, and its longest token. */
-static int open_tokenizer(delta_engine *e, const char *dir, delta_error *err)
+static int read_tokenizer(delta_engine *e, const delta_engine_options *o, delta_error *err)
 {
-    int r = delta_tokenizer_open(dir, &e->tokenizer, err);
-    if (r < 0)
-        return r;
+    return delta_tokenizer_open(o->model_dir, &e->tokenizer, err);
+}
+
+/* Which ids the tokenizer lacks, and its longest token. */
+static int use_tokenizer(delta_engine *e, delta_error *err)
+{
     const uint32_t n = delta_tokenizer_size(e->tokenizer);
     if (n == 0 || n > e->shape.vocab)
         return delta_fail(err, DELTA_EFORMAT, "tokenizer.json has ids up to %u, the model %u", n,
@@ -192,7 +238,7 @@ static uint64_t host_bytes(const delta_engine *e)
     const uint64_t n = e->info.max_sessions;
     return (uint64_t)e->max_seqs * e->info.n_vocab * sizeof *e->logits +
            de_sample_scratch_bytes(e->info.n_vocab) + n * e->text_bytes +
-           n * DE_EVENTS_PER_SESSION * sizeof *e->events +
+           (uint64_t)e->max_seqs * sizeof *e->tops + n * DE_EVENTS_PER_SESSION * sizeof *e->events +
            n * ((uint64_t)e->info.n_vocab * sizeof(float) + sizeof(delta_session)) +
            (uint64_t)e->step_tokens * (sizeof *e->row_tokens + sizeof *e->row_pos);
 }
@@ -224,10 +270,12 @@ static int make_plan(delta_engine *e, const delta_engine_options *o, de_model_op
     if (info->ctx_max > e->shape.ctx_max)
         return delta_fail(err, DELTA_EINVALID, "ctx_max %u is above the model's %u", info->ctx_max,
                           e->shape.ctx_max);
-    e->step_tokens = o->step_tokens ? o->step_tokens : STEP_TOKENS_DEFAULT;
+    e->step_tokens = o->step_tokens ? o->step_tokens : de_backend_rows(e->backend);
     e->pace.gap_ns = o->gap_ns;
     e->max_seqs = info->max_sessions < e->step_tokens ? info->max_sessions : e->step_tokens;
+    static const enum de_kv_type kv_types[] = { DE_KV_AUTO, DE_KV_BF16, DE_KV_FP8 };
     de_model_options mo = { .backend = e->backend,
+                            .kv_type = kv_types[o->kv_type],
                             .threads = o->threads,
                             .n_slots = info->max_sessions,
                             .n_pages = 1,
@@ -289,10 +337,11 @@ static int make_plan(delta_engine *e, const delta_engine_options *o, de_model_op
             (unsigned long long)pages * DE_PAGE, gib(plan.state_bytes), info->max_sessions,
             info->checkpoints, gib(info->workspace_bytes));
     note(o, DELTA_NOTE_INFO,
-         "memory: weights %.3f GiB, KV %.3f GiB (%llu tokens), state %.3f GiB (%u sessions, "
+         "memory: weights %.3f GiB, KV %.3f GiB (%llu tokens%s), state %.3f GiB (%u sessions, "
          "%u checkpoints), workspace %.3f GiB",
          gib(plan.weights_bytes), gib(plan.kv_bytes), (unsigned long long)pages * DE_PAGE,
-         gib(plan.state_bytes), info->max_sessions, info->checkpoints, gib(info->workspace_bytes));
+         o->kv_type == DELTA_KV_FP8 ? ", fp8" : "", gib(plan.state_bytes), info->max_sessions,
+         info->checkpoints, gib(info->workspace_bytes));
     *ret_mo = mo;
     return 0;
 }
@@ -317,12 +366,14 @@ static int allocate_workspace(delta_engine *e, const de_model_options *mo, delta
     e->marks = calloc(e->step_tokens / DE_CHUNK + e->max_seqs, sizeof *e->marks);
     e->logits = de_backend_host_alloc(e->backend,
                                       (size_t)e->max_seqs * e->info.n_vocab * sizeof *e->logits);
+    e->tops = calloc(e->max_seqs, sizeof *e->tops);
     e->events = calloc(n * DE_EVENTS_PER_SESSION, sizeof *e->events);
     e->text = calloc(n, e->text_bytes);
     e->top = calloc(n * DELTA_MAX_TOP_LOGPROBS, sizeof *e->top);
     e->allowed = calloc(e->info.n_vocab / 32 + 1, sizeof *e->allowed);
     if (!e->by_seat || !e->row_tokens || !e->row_pos || !e->items || !e->of_item || !e->order ||
-        !e->seqs || !e->marks || !e->logits || !e->events || !e->text || !e->top || !e->allowed)
+        !e->seqs || !e->marks || !e->logits || !e->tops || !e->events || !e->text || !e->top ||
+        !e->allowed)
         return delta_fail(err, DELTA_ENOMEM, "workspace of a step: %llu bytes",
                           (unsigned long long)host_bytes(e));
     return 0;
@@ -388,13 +439,21 @@ int delta_engine_open(const delta_engine_options *o, delta_engine **ret_e, delta
         r = delta_fail(err, DELTA_ENOMEM, "name of the model");
         goto fail;
     }
-    if ((r = choose_backend(e, o, err)) < 0 || (r = open_checkpoint(e, o, err)) < 0 ||
-        (r = open_tokenizer(e, o->model_dir, err)) < 0 || (r = make_plan(e, o, &mo, err)) < 0 ||
+    errand device = { .e = e, .o = o, .run = choose_backend };
+    errand tokenizer = { .e = e, .o = o, .run = read_tokenizer };
+    start_errand(&device);
+    start_errand(&tokenizer);
+    r = open_checkpoint(e, o, err);
+    r = finish_errand(&device, r, err);
+    r = finish_errand(&tokenizer, r, err);
+    if (r < 0 || (r = use_tokenizer(e, err)) < 0 || (r = make_plan(e, o, &mo, err)) < 0 ||
         (r = allocate_workspace(e, &mo, err)) < 0)
         goto fail;
     r = de_model_open(e->weights, &e->shape, e->binding, &mo, &e->model, err);
     if (r < 0)
         goto fail;
+    if (o->cache_host_bytes)
+        phase(o, "host memory");
     r = open_cache(e, o->cache_host_bytes, err);
     if (r < 0)
         goto fail;
@@ -413,6 +472,7 @@ void delta_engine_free(delta_engine *e)
 {
     if (!e)
         return;
+    de_disk_free(e);
     de_model_free(e->model);
     de_binding_free(e->binding);
     de_weights_free(e->weights);
@@ -437,6 +497,7 @@ void delta_engine_free(delta_engine *e)
     free(e->marks);
     if (e->logits)
         de_backend_host_free(e->backend, e->logits);
+    free(e->tops);
     free(e->events);
     free(e->text);
     free(e->top);
@@ -474,6 +535,7 @@ void delta_engine_stats_get(const delta_engine *e, delta_engine_stats *ret_stats
     s.host_pages_total = e->host.kv.total;
     s.host_checkpoints = e->host.slots.total - e->host.slots.n_free;
     s.host_checkpoints_max = e->host.slots.total;
+    de_disk_stats(e, &s);
     *ret_stats = s;
 }
 

@@ -53,6 +53,12 @@ int de_guide_start(de_guide *guide, const de_think_tags *tags, const delta_guide
 
 void de_guide_done(de_guide *guide); /* also of a zeroed one, also twice */
 
+/* Whether every token may come, but for those in the queue. */
+static inline bool de_guide_is_free(const de_guide *guide)
+{
+    return !guide->matcher;
+}
+
 /* The token that must come next, which stays in the queue until de_guide_took(). */
 bool de_guide_forced(const de_guide *guide, uint32_t *ret_id);
 

@@ -51,6 +51,7 @@ struct delta_engine {
     de_prefix prefix;
     de_prefix_host host;     /* the second tier, if host_memory: ... */
     uint8_t *host_memory;    /* ... its pages, then its slots */
+    struct de_disk *disk;    /* the third tier, or NULL */
     delta_session **by_seat; /* [max_sessions], NULL where free: those that have a slot and pages */
 
     /* one step */
@@ -65,6 +66,7 @@ struct delta_engine {
     de_batch_seq *seqs;      /* [max_seqs] */
     de_batch_mark *marks;    /* [step_tokens / DE_CHUNK + max_seqs] */
     float *logits;           /* [max_seqs, n_vocab] */
+    de_top_logits *tops;     /* [max_seqs] of rows that need no more */
     de_sample_scratch scratch;
     uint32_t *allowed;   /* [n_vocab / 32 + 1] the mask of one row */
     delta_event *events; /* [max_sessions * DE_EVENTS_PER_SESSION] */
@@ -107,6 +109,9 @@ struct delta_session {
     uint32_t
         guard_end; /* of the node that it guards while it is pinned and not resident; 0: none */
     uint64_t guard_serial;
+    uint64_t active_ns; /* it was computed on last */
+    uint32_t rested;    /* `computed` when its state was last kept for the disk */
+    uint32_t fetched;   /* `n` when the disk was last asked for it */
     atomic_bool cancel;
 
     /* this turn: from the first append or generate after the last FINISHED */
@@ -151,8 +156,25 @@ static inline uint8_t *de_host_slot(const delta_engine *e, uint32_t slot)
 /* The timeline ends behind n tokens; the state may not hold more. */
 void de_session_truncate(delta_session *s, uint32_t n);
 
+/* The state behind s->computed into the cache, in the slot or, to keep that, in a copy. false: it
+ * is not worth it, or was there, or there is no room; the slot is as before. */
+bool de_session_keep(delta_session *s, bool copy);
+
 /* A state slot that is free, or was given up by the cache. false: all are sessions' own. */
 bool de_engine_take_slot(delta_engine *e, uint32_t *ret_slot);
+/* Pages, of those that are free and those that only the cache holds. DELTA_EBUSY. */
+int de_engine_take_pages(delta_engine *e, uint32_t n, uint32_t *ret_pages, delta_error *err);
+
+/* disk.c. All are no-ops without a third tier. */
+/* Whether something that s goes on from, of at most `most` tokens, is on its way from the disk. */
+bool de_disk_fetch(delta_engine *e, delta_session *s, uint32_t most);
+void de_disk_left(delta_engine *e, const delta_session *s); /* s goes */
+void de_disk_touch(delta_engine *e, de_prefix_node *node);  /* it was of use; or NULL */
+/* What is kept of ids [n] behind `from` is bad. */
+void de_disk_forget(delta_engine *e, uint64_t owner, const uint32_t *ids, uint32_t n,
+                    uint32_t from);
+void de_disk_stats(const delta_engine *e, delta_engine_stats *s);
+void de_disk_free(delta_engine *e);
 
 static inline bool de_session_has_work(const delta_session *s)
 {

@@ -59,8 +59,7 @@ static int grow_timeline(delta_session *s, uint32_t n, delta_error *err)
 
 /* ---- room */
 
-/* Pages, of those that are free and those that only the cache holds. */
-static int take_pages(delta_engine *e, uint32_t n, uint32_t *ret_pages, delta_error *err)
+int de_engine_take_pages(delta_engine *e, uint32_t n, uint32_t *ret_pages, delta_error *err)
 {
     if (n > (uint64_t)e->kv.n_free + e->kv.n_idle)
         return delta_fail(err, DELTA_EBUSY, "%u KV pages wanted, %u of %u can be had", n,
@@ -74,20 +73,32 @@ static int take_pages(delta_engine *e, uint32_t n, uint32_t *ret_pages, delta_er
 static int bring_in(delta_session *s, de_prefix_node *from, uint32_t whole, delta_error *err)
 {
     delta_engine *e = s->engine;
-    uint32_t n = 0;
-    for (uint32_t i = 0; i < whole; i++) {
+    uint32_t *const fresh = e->row_tokens; /* free between steps: [step_tokens] */
+    uint32_t n = 0, have = 0, used = 0;
+    for (uint32_t i = 0; i < whole; i++)
+        n += s->pages[i] >> 31;
+    /* Room for many is made at once: what goes out then goes beside what comes in. It needs as much room on the host. */
+    for (uint32_t i = 0, left = n; i < whole; i++) {
         uint32_t page = s->pages[i];
         if (!(page & DE_ON_HOST))
             continue;
-        int r = take_pages(e, 1, &s->pages[i], err);
-        if (r == 0)
-            r = de_model_page_load(e->model, s->pages[i], de_host_page(e, page), &e->fault);
+        int r = 0;
+        if (used == have) {
+            used = 0;
+            have = left < e->step_tokens ? left : e->step_tokens;
+            have = have < e->host.kv.n_free ? have : 1;
+            r = de_engine_take_pages(e, have, fresh, err);
+            if (r < 0)
+                return r;
+            left -= have;
+        }
+        s->pages[i] = fresh[used++];
+        r = de_model_page_load(e->model, s->pages[i], de_host_page(e, page), &e->fault);
         if (r < 0) {
-            s->pages[i] = page; /* given back by who called */
+            s->pages[i] = page; /* given back by who called; the rest is lost with the device */
             return r;
         }
         de_prefix_unuse(&e->prefix, &page, 1);
-        n++;
     }
     if (n)
         de_prefix_moved_in(&e->prefix, from, s->pages, whole);
@@ -131,7 +142,7 @@ static int settle(delta_session *s, uint32_t ctx_tokens, de_prefix_node *from, d
                 : delta_fail(err, DELTA_EBUSY, "all %u state slots are taken", e->slots.total);
     const bool has_slot = r == 0;
     if (r == 0)
-        r = take_pages(e, total - whole, s->pages + whole, err);
+        r = de_engine_take_pages(e, total - whole, s->pages + whole, err);
     const bool has_pages = r == 0;
     if (r == 0 && from)
         r = bring_in(s, from, whole, err);
@@ -140,9 +151,9 @@ static int settle(delta_session *s, uint32_t ctx_tokens, de_prefix_node *from, d
     else if (r == 0)
         de_model_slot_clear(e->model, s->slot);
     if (from) {
-        from->pins--;
         if (at % DE_PAGE)
             de_prefix_unuse(&e->prefix, &half, 1);
+        de_prefix_unpin(&e->prefix, from);
     }
     if (r == 0) {
         s->n_pages = total;
@@ -212,6 +223,7 @@ static int make_resident(delta_session *s, uint32_t ctx_tokens, delta_error *err
         de_prefix_node *from = e->has_cache && most ? de_prefix_find(&e->prefix, s->owner,
                                                                      s->tokens, s->n, most, &shared)
                                                     : NULL;
+        de_disk_touch(e, from);
         r = settle(s, ctx_tokens, from, err);
         if (r != DELTA_EBUSY || !from)
             break;
@@ -221,6 +233,7 @@ static int make_resident(delta_session *s, uint32_t ctx_tokens, delta_error *err
         return r;
     unguard(s); /* it has a copy */
     e->stats.cache_tokens += s->computed;
+    s->active_ns = e->prefix.now_ns;
     s->seat = seat;
     e->by_seat[seat] = s;
     s->has_logits = had_logits && s->computed == s->n;
@@ -255,7 +268,7 @@ int delta_session_reserve(delta_session *s, uint32_t ctx_tokens, delta_error *er
         const uint32_t n = pages_for(ctx_tokens);
         if (!grow(&s->pages, (n + 1) * sizeof *s->pages))
             return delta_fail(err, DELTA_ENOMEM, "session of %u tokens", ctx_tokens);
-        r = take_pages(e, n - s->n_pages, s->pages + s->n_pages, err);
+        r = de_engine_take_pages(e, n - s->n_pages, s->pages + s->n_pages, err);
         s->n_pages = r < 0 ? s->n_pages : n;
     }
     if (r == 0 && ctx_tokens > s->room)
@@ -263,9 +276,7 @@ int delta_session_reserve(delta_session *s, uint32_t ctx_tokens, delta_error *er
     return r;
 }
 
-/* The state behind s->computed into the cache, in the slot or, to keep that, in a copy. false: it
- * is not worth it, or was there, or there is no room; the slot is as before. */
-static bool keep_state(delta_session *s, bool copy)
+bool de_session_keep(delta_session *s, bool copy)
 {
     delta_engine *e = s->engine;
     uint32_t slot = s->slot;
@@ -296,7 +307,7 @@ void delta_session_park(delta_session *s)
         return;
     if (!de_session_has_work(s))
         s->appended_from = s->appended_end = 0;
-    if (!keep_state(s, false))
+    if (!de_session_keep(s, false))
         de_gdn_slots_give(&e->slots, s->slot);
     de_kv_pages_give(&e->kv, s->pages, s->n_pages);
     e->by_seat[s->seat] = NULL;
@@ -334,6 +345,7 @@ void delta_session_free(delta_session *s)
         return;
     delta_session_park(s);
     unguard(s);
+    de_disk_left(s->engine, s);
     de_sampler_done(&s->sampler);
     de_guide_done(&s->guide);
     free(s->pages);
@@ -438,7 +450,7 @@ int delta_session_fork(delta_session *s, void *user, delta_session **ret_s, delt
         return r;
     }
     if (de_session_is_resident(s))
-        (void)keep_state(s, true);
+        (void)de_session_keep(s, true);
     if (s->n) {
         memcpy(x->tokens, s->tokens, s->n * sizeof *x->tokens);
         memcpy(x->cuts, s->cuts, bit_bytes(s->n));
@@ -531,6 +543,22 @@ void delta_session_reuse(const delta_session *s, uint32_t *ret_cached, uint32_t 
 {
     *ret_cached = s->turn_cached;
     *ret_shared = s->turn_shared;
+}
+
+bool delta_session_resident(const delta_session *s)
+{
+    return de_session_is_resident(s);
+}
+
+bool delta_session_fetch(delta_session *s)
+{
+    const uint32_t most = s->has_logits || s->n == 0 ? s->n : s->n - 1;
+    if (de_session_is_resident(s) || !de_session_uses_cache(s) || most == 0 || s->fetched == s->n)
+        return false;
+    if (de_disk_fetch(s->engine, s, most))
+        return true;
+    s->fetched = s->n;
+    return false;
 }
 
 size_t delta_session_computed(const delta_session *s)

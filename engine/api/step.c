@@ -202,10 +202,19 @@ static uint32_t take_marks(delta_session *s, uint32_t end, de_batch_mark *marks)
         return 0;
     for (uint32_t c = s->computed / DE_CHUNK + 1; c * DE_CHUNK <= end; c++)
         if (s->marks[c / 8] >> (c % 8) & 1 &&
-            !de_prefix_has(&e->prefix, s->owner, s->tokens, c * DE_CHUNK) &&
+            c * DE_CHUNK - de_prefix_reach(&e->prefix, s->owner, s->tokens, c * DE_CHUNK) >=
+                DE_CHUNK &&
             de_engine_take_slot(e, &marks[n].slot))
             marks[n++].end = c * DE_CHUNK;
     return n;
+}
+
+/* Whether the first in rank are all that the next token of s can depend on. */
+static bool wants_top(const delta_session *s)
+{
+    const uint32_t ranks = de_sampler_ranks(&s->sampler);
+    return s->generating && !s->paused && ranks && de_guide_is_free(&s->guide) &&
+           (uint64_t)ranks + s->n_stop_ids + s->engine->mask.n_holes <= DE_TOP_LOGITS;
 }
 
 static void fill_batch(delta_engine *e, uint32_t n_seqs, uint64_t now, de_batch *ret_batch)
@@ -227,6 +236,7 @@ static void fill_batch(delta_engine *e, uint32_t n_seqs, uint64_t now, de_batch 
                             .decode = decode,
                             .first_out = out,
                             .n_out = ends ? 1 : 0,
+                            .wants_top = ends && wants_top(s),
                             .marks = e->marks + marks,
                             .n_marks = take_marks(s, s->computed + rows, e->marks + marks) };
         marks += e->seqs[i].n_marks;
@@ -236,6 +246,7 @@ static void fill_batch(delta_engine *e, uint32_t n_seqs, uint64_t now, de_batch 
                 e->row_pos[row + k][axis] = s->computed + k;
         if (rows == item->segment)
             s->piece_from = s->computed + rows;
+        e->tops[out].n = 0;
         row += rows;
         out += ends ? 1 : 0;
         if (s->work_ns == 0 && s->n_generated == 0)
@@ -246,7 +257,9 @@ static void fill_batch(delta_engine *e, uint32_t n_seqs, uint64_t now, de_batch 
                              .n_out = out,
                              .tokens = e->row_tokens,
                              .pos = (const uint32_t(*)[3])e->row_pos,
-                             .seqs = e->seqs };
+                             .seqs = e->seqs,
+                             .tops = e->tops,
+                             .n_ids = e->mask.n_tokens };
 }
 
 /* ---- after the forward ---- */
@@ -303,8 +316,8 @@ static bool leaves_more_than_stops(const delta_session *s, const uint32_t *allow
     return all > stops;
 }
 
-/* One token from the logits of the last one, which are changed, and those that must follow it. */
-static void sample(delta_session *s, float *logits)
+/* One token from the logits of the last one, which are changed, or the first in rank of them, and those that must follow it. */
+static void sample(delta_session *s, float *logits, const de_top_logits *first)
 {
     delta_engine *e = s->engine;
     delta_top_logprob *top = e->top + (size_t)s->seat * DELTA_MAX_TOP_LOGPROBS;
@@ -329,9 +342,13 @@ static void sample(delta_session *s, float *logits)
                                .barred = s->stop_ids,
                                .n_barred = barred ? s->n_stop_ids : 0,
                                .forced = forced ? &id : NULL };
-    int r = de_sample(&s->sampler, &choice, logits, s->n, &e->scratch, &d, found, &error);
+    int r = first && first->n
+                ? de_sample_ranked(&s->sampler, &choice, first->of, first->n, first->is_sound, s->n,
+                                   &e->scratch, &d, &error)
+                : de_sample(&s->sampler, &choice, logits, s->n, &e->scratch, &d, found, &error);
     if (r < 0) {
         s->is_bad = true;
+        de_disk_forget(e, s->owner, s->tokens, s->computed, s->turn_cached);
         de_prefix_forget(&e->prefix, s->owner, s->tokens, s->computed, s->turn_cached);
         finish(s, DELTA_FINISH_ERROR, 0, &error);
         return;
@@ -355,12 +372,15 @@ static void sample(delta_session *s, float *logits)
 }
 
 /* The state of s now holds the rows of q more. */
-static void advance(delta_session *s, const de_batch_seq *q, float *logits, uint64_t now)
+static void advance(delta_session *s, const de_batch_seq *q, uint64_t now)
 {
     delta_engine *e = s->engine;
+    float *logits = e->logits + (size_t)q->first_out * e->info.n_vocab;
+    const de_top_logits *first = &e->tops[q->first_out];
     const uint32_t rows = q->n_rows;
     const bool prefill = s->computed < s->appended_end;
     s->computed += rows;
+    s->active_ns = e->prefix.now_ns;
     s->settled = s->computed > s->settled ? s->computed : s->settled;
     for (uint32_t i = 0; i < q->n_marks; i++)
         if (!de_prefix_add(&e->prefix, s->owner, s->tokens, q->marks[i].end, s->pages,
@@ -377,8 +397,9 @@ static void advance(delta_session *s, const de_batch_seq *q, float *logits, uint
     }
     if (s->computed < s->n)
         return;
-    if (s->generating && !s->paused && !atomic_load(&s->cancel)) {
-        sample(s, logits);
+    /* Where all logits are not at hand the token is drawn, cancelled or not: the session goes on from it. */
+    if (s->generating && !s->paused && (first->n || !atomic_load(&s->cancel))) {
+        sample(s, logits, first);
         return;
     }
     memcpy(s->saved_logits, logits, (size_t)e->info.n_vocab * sizeof *logits);
@@ -414,7 +435,7 @@ int delta_step(delta_engine *e, const delta_event **ret_events, size_t *ret_n, d
     for (uint32_t i = 0; i < e->info.max_sessions; i++) {
         delta_session *s = e->by_seat[i];
         if (s && s->generating && s->has_logits && !s->paused) {
-            sample(s, s->saved_logits);
+            sample(s, s->saved_logits, NULL);
             worked = true;
         }
     }
@@ -434,8 +455,7 @@ int delta_step(delta_engine *e, const delta_event **ret_events, size_t *ret_n, d
             prefill += e->seqs[i].decode ? 0 : e->seqs[i].n_rows;
         de_pace_note(&e->pace, prefill, now - start);
         for (uint32_t i = 0; i < n_seqs; i++)
-            advance(e->of_item[e->order[i]], &e->seqs[i],
-                    e->logits + (size_t)e->seqs[i].first_out * e->info.n_vocab, now);
+            advance(e->of_item[e->order[i]], &e->seqs[i], now);
         finish_cancelled_sessions(e);
         worked = true;
     }

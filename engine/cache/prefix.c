@@ -129,20 +129,6 @@ static root *root_of(const de_prefix *t, uint64_t owner)
     return r;
 }
 
-const de_prefix_node *de_prefix_root(const de_prefix *t, const de_prefix_node *before,
-                                     uint64_t *ret_owner)
-{
-    const root *r = t->roots;
-    while (r && before && &r->node != before)
-        r = r->next;
-    if (r && before)
-        r = r->next;
-    if (!r)
-        return NULL;
-    *ret_owner = r->owner;
-    return &r->node;
-}
-
 /* The child of x that ids [n] begin with, ids being the whole prefix; at most one does. *shared
  * rises to what any child has in common with it. */
 static de_prefix_node *child_of(const de_prefix_node *x, const uint32_t *ids, uint32_t n,
@@ -167,10 +153,11 @@ de_prefix_node *de_prefix_find(de_prefix *t, uint64_t owner, const uint32_t *ids
     uint32_t shared = 0;
     t->stats.finds++;
     for (de_prefix_node *x = r ? &r->node : NULL; x; x = child_of(x, ids, n, &shared))
-        if (x->end && x->end <= most)
+        if (x->end && x->end <= most && !x->is_bad)
             found = x;
     if (found) {
         found->used = ++t->clock;
+        found->used_ns = t->now_ns;
         found->hits++;
         t->stats.hits++;
     }
@@ -213,6 +200,35 @@ void de_prefix_unguard(de_prefix *t, uint64_t owner, const uint32_t *ids, uint32
     de_prefix_node *x = end ? deepest(t, owner, ids, end) : NULL;
     if (x && x->serial == serial)
         x->guards--;
+}
+
+de_prefix_node *de_prefix_pin(de_prefix *t, uint64_t owner, const uint32_t *ids, uint32_t n)
+{
+    de_prefix_node *x = deepest(t, owner, ids, n);
+    if (x)
+        x->pins++;
+    return x;
+}
+
+de_prefix_node *de_prefix_idle(const de_prefix *t, uint64_t before_ns, uint64_t *ret_owner)
+{
+    de_prefix_node *found = NULL;
+    for (root *r = t->roots; r; r = r->next)
+        for (de_prefix_node *x = first_leaf(&r->node); x != &r->node; x = after(x)) {
+            const bool is_inner = x->children && !x->children->next;
+            if (is_inner || x->record || x->is_bad || x->used_ns >= before_ns ||
+                (found && x->end >= found->end))
+                continue;
+            found = x;
+            *ret_owner = r->owner;
+        }
+    return found;
+}
+
+void de_prefix_ids(const de_prefix_node *node, uint32_t *ret_ids)
+{
+    for (const de_prefix_node *x = node; x->end; x = x->parent)
+        memcpy(ret_ids + x->from, x->tokens, length(x) * sizeof *ret_ids);
 }
 
 bool de_prefix_has(const de_prefix *t, uint64_t owner, const uint32_t *ids, uint32_t n)
@@ -310,6 +326,7 @@ bool de_prefix_add(de_prefix *t, uint64_t owner, const uint32_t *ids, uint32_t n
         at = c;
     if (at->end == n) {
         at->used = ++t->clock;
+        at->used_ns = t->now_ns;
         return false;
     }
     de_prefix_node *x = calloc(1, sizeof *x);
@@ -319,6 +336,7 @@ bool de_prefix_add(de_prefix *t, uint64_t owner, const uint32_t *ids, uint32_t n
     x->end = n;
     x->slot = slot;
     x->used = ++t->clock;
+    x->used_ns = t->now_ns;
     x->serial = ++t->last_serial;
     x->tokens = joined(ids + x->from, length(x), NULL, 0);
     x->pages = joined(pages + first_page(t, x), n_pages(t, x), NULL, 0);
@@ -392,10 +410,18 @@ void de_prefix_forget(de_prefix *t, uint64_t owner, const uint32_t *ids, uint32_
     }
     while (last && last->end > from) {
         de_prefix_node *up = last->parent->end ? last->parent : NULL;
-        if (last->pins || !de_prefix_remove(t, last))
+        if (last->pins)
+            last->is_bad = true;
+        else if (!de_prefix_remove(t, last))
             return;
         last = up;
     }
+}
+
+void de_prefix_unpin(de_prefix *t, de_prefix_node *x)
+{
+    if (--x->pins == 0 && x->is_bad)
+        (void)de_prefix_remove(t, x);
 }
 
 /* Pages of a tier that are free when x is gone. */
@@ -415,7 +441,9 @@ static uint32_t own_pages(const de_prefix *t, const de_prefix_node *x, bool on_h
 static double worth(const de_prefix *t, const de_prefix_node *x, uint32_t own, bool slot)
 {
     const double bytes = (slot ? (double)t->slot_bytes : 0) + (double)own * (double)t->page_bytes;
-    return (double)length(x) * (1.0 + x->hits) / ((double)(t->clock - x->used + 1) * (bytes + 1));
+    const double again = x->record && x->record != DE_NO_RECORD ? 1.0 / 8 : 1; /* it can be read */
+    return (double)length(x) * again * (1.0 + x->hits) /
+           ((double)(t->clock - x->used + 1) * (bytes + 1));
 }
 
 /* What is wanted of a node that is to go. */

@@ -13,7 +13,7 @@
  * asked.
  *
  * When there is too little of slots or pages, the node goes that is worth least: tokens to compute
- * again, times how often it was of use, over age and size. With a second tier (de_prefix_host) its
+ * again, times how often it was of use, over age and size; an eighth of that if it is on disk. With a second tier (de_prefix_host) its
  * slot and those of its pages that nobody else has move there, and the least of that tier goes;
  * without one, or where that has no room, the node goes for good and its edge to its children. Nodes
  * that are guarded go after all others.
@@ -30,6 +30,7 @@
 #include "cache/gdn_slots.h"
 #include "cache/kv_pages.h"
 
+#define DE_NO_RECORD UINT64_MAX
 #define DE_ON_HOST (UINT32_C(1) << 31) /* of a node's slot or page: its number in the second tier */
 
 typedef struct de_prefix_node de_prefix_node;
@@ -40,8 +41,11 @@ struct de_prefix_node {
     uint32_t *pages;    /* [ceil(end / page) - from / page]: those that the edge touches */
     uint32_t slot;
     uint32_t hits, pins, guards;
-    uint64_t serial; /* no other node had it or will */
-    uint64_t used;   /* the tree's clock when it was made or found */
+    uint64_t serial;  /* no other node had it or will */
+    uint64_t used;    /* the tree's clock when it was made or found */
+    uint64_t used_ns; /* the tree's now_ns then */
+    uint64_t record;  /* its number in the third tier; 0: none yet */
+    bool is_bad;      /* forgotten while it was pinned: goes with its last pin */
 };
 
 /* The second tier: book-keeping of its pools, which others allocate, and the copies to it. They
@@ -71,6 +75,7 @@ typedef struct de_prefix {
     uint64_t slot_bytes, page_bytes; /* what they weigh against each other */
     struct de_prefix_root *roots;
     uint64_t clock, last_serial;
+    uint64_t now_ns; /* set by who looks for idle nodes; 0: nobody does */
     de_prefix_stats stats;
 } de_prefix;
 
@@ -104,17 +109,22 @@ void de_prefix_guard(de_prefix *t, uint64_t owner, const uint32_t *ids, uint32_t
 void de_prefix_unguard(de_prefix *t, uint64_t owner, const uint32_t *ids, uint32_t end,
                        uint64_t serial);
 
-/* The owners' roots, one after the other (NULL: the first; NULL at the end): no checkpoints, their
- * children are. */
-const de_prefix_node *de_prefix_root(const de_prefix *t, const de_prefix_node *before,
-                                     uint64_t *ret_owner);
+/* The deepest node that ids [n] begin with, pinned: it stays until de_prefix_unpin(). NULL: none. */
+de_prefix_node *de_prefix_pin(de_prefix *t, uint64_t owner, const uint32_t *ids, uint32_t n);
+void de_prefix_unpin(de_prefix *t, de_prefix_node *node);
 
-/* A node behind ids [n], with the pages [ceil(n / page)], which are shared, and the slot, which is
- * taken over. false: it was there already, or there is no memory; the slot stays the caller's. */
+/* Of the nodes without children or with several, that have no record and were last used before
+ * before_ns, the shortest; NULL: none. */
+de_prefix_node *de_prefix_idle(const de_prefix *t, uint64_t before_ns, uint64_t *ret_owner);
+/* The tokens of the whole prefix: [node->end]. */
+void de_prefix_ids(const de_prefix_node *node, uint32_t *ret_ids);
+
+/* A node behind ids [n], with the pages [ceil(n / page)], of which those that no node before it has are
+ * read and shared, and the slot, which is taken over. false: it was there already, or there is no memory; the slot stays the caller's. */
 bool de_prefix_add(de_prefix *t, uint64_t owner, const uint32_t *ids, uint32_t n,
                    const uint32_t *pages, uint32_t slot);
 
-/* Gives up the nodes of prefixes of ids [n] that are longer than `from`. */
+/* Gives up the nodes of prefixes of ids [n] that are longer than `from`, pinned ones when they are not. */
 void de_prefix_forget(de_prefix *t, uint64_t owner, const uint32_t *ids, uint32_t n, uint32_t from);
 
 /* Moves the node worth least to the second tier or gives it up, to free a slot or (for_pages) pages of

@@ -4,6 +4,7 @@ import json
 import pathlib
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -106,34 +107,104 @@ class Kept(unittest.TestCase):
             self.sessions.CloseSession(s.CloseSessionRequest(session_id=i))
             self.assertNotIn(f"{i}.session", self.files())
 
-    def test_a_restart_is_warm(self):
+    def states(self):
+        return sorted((self.state / "cache").glob("*.state"))
+
+    def settled(self, seconds=30):
+        """Waits until nothing is on its way to the disk any more."""
+        end, before = time.monotonic() + seconds, None
+        while True:
+            time.sleep(0.4)
+            now = [(p.name, p.stat().st_size) for p in (self.state / "cache").iterdir()]
+            if now and now == before:
+                return
+            self.assertLess(time.monotonic(), end)
+            before = now
+
+    def test_a_restart_is_warm_whatever_ended_the_daemon(self):
         long = "The quick brown fox jumps over the lazy dog. " * 60
-        self.start()
+        fast = {"cache": {"disk_idle": "50ms"}}
+        self.start(**fast)
         i = self.sessions.CreateSession(s.CreateSessionRequest(messages=[message("user", long)])).session.id
         self.turn(i, [message("user", "Go on.")], max_tokens=12)
         chat = request([message("system", long[9:]), message("user", "Hello.")], max_tokens=12)
         first = gather(self.inference.Chat(chat))["text"]
-        for kill in (False, True, False):
-            self.restart(kill)
-            self.d.wait_until(lambda: "checkpoints taken up" in self.d.log)
+        for kill in (False, True, False, True):
+            if kill:
+                self.settled()
+                self.d.process.send_signal(signal.SIGKILL)
+                self.d.process.wait()
+            self.d.stop()
+            self.start(**(fast if not kill else {}))
+            self.d.wait_until(lambda: "checkpoints found in" in self.d.log)
             out = self.turn(i, [message("user", "And on.")], max_tokens=12)
             usage = out["finished"].usage
-            self.assertLess(usage.prompt_tokens - usage.cached_tokens, 100 if not kill else 200, usage)
+            self.assertLess(usage.prompt_tokens - usage.cached_tokens, 100, usage)
             out = gather(self.inference.Chat(chat))
             usage = out["finished"].usage
             self.assertLess(usage.prompt_tokens - usage.cached_tokens, 80, usage)
             self.assertEqual(out["text"], first)
+            self.d.stop()
+            self.start(**fast)
         self.d.stop()
-        cache = self.state / "cache"
-        whole = cache.read_bytes()
-        for bad in (whole[:len(whole) // 2], b"", whole[:16] + b"x" * 8 + whole[24:], whole[:5000] + b"x" * 64 + whole[5064:]):
-            cache.write_bytes(bad)
-            self.start()
-            self.d.wait_until(lambda: "the cache of before" in self.d.log)
+        # What is damaged, or no file of the cache's, is told and computed again.
+        whole = {p: p.read_bytes() for p in self.states()}
+        for k in range(4):
+            for p, text in whole.items():
+                p.write_bytes((text[:len(text) // 2], b"", text[:40] + b"x" * 8 + text[48:],
+                               text[:len(text) - 900] + b"x" * 64 + text[len(text) - 836:])[k])
+            (self.state / "cache" / "write.new").write_bytes(b"half")
+            self.start(**fast)
             self.assertEqual(gather(self.inference.Chat(chat))["text"], first)
+            self.d.wait_until(lambda: "damaged and taken away" in self.d.log or "a state is lost" in self.d.log)
+            self.assertIn("a write that was cut off is taken away", self.d.log)
             self.d.process.send_signal(signal.SIGKILL)
             self.d.process.wait()
             self.d.stop()
+            for p in (self.state / "cache").iterdir():
+                p.unlink()
+
+    def test_states_leave_the_device_and_come_back(self):
+        """More conversations than the device has room for: each goes on warm, with the words of one that
+        never left."""
+        texts = [f"{k} times the quick brown fox jumped. " * 40 for k in range(6)]
+        said = {}
+        for small in (False, True):
+            shutil.rmtree(self.state / "cache", ignore_errors=True)
+            self.start(cache={"disk_idle": "20ms", "checkpoints": 2 if small else 64},
+                       model={"max_sessions": 2, "kv_tokens": 2048 if small else 65536})
+            ids = [self.sessions.CreateSession(s.CreateSessionRequest(messages=[message("user", x)])).session.id
+                   for x in texts]
+            for turn in range(3):
+                for k, i in enumerate(ids):
+                    out = self.turn(i, [message("user", f"Question {turn}?")], max_tokens=8)
+                    self.assertEqual(said.setdefault((turn, k), out["text"]), out["text"])
+                    usage = out["finished"].usage
+                    if turn:
+                        self.assertLess(usage.prompt_tokens - usage.cached_tokens, 120, (turn, k, usage))
+                    time.sleep(0.3)  # longer than idle
+            for sign in ("a state is lost", "does not go to the disk", "damaged"):
+                self.assertNotIn(sign, self.d.log)
+            cache = self.d.stub("deltad/v1/model.proto", "ModelService").GetStats(
+                daemon.module("deltad/v1/model.proto").GetStatsRequest()).cache
+            self.assertGreater(cache.disk_writes, 10, cache)
+            self.assertEqual(cache.disk_reads > 5, small, cache)
+            self.assertEqual((cache.disk_checkpoints, cache.disk_bytes),
+                             (len(self.states()), sum(p.stat().st_size for p in self.states())))
+            self.assertEqual((cache.disk_bytes_max, cache.disk_waiting), (4 << 30, 0))
+            out = subprocess.run([daemon.BUILD / "clients/deltactl", "--socket", self.d.ttrpc, "status"],
+                                 capture_output=True, text=True, timeout=60).stdout
+            self.assertRegex(out, r"disk +\d+ checkpoints, \d+\.\d of 4295 MB.*; \d+ written, \d+ read, 0 given up")
+            self.d.stop()
+
+    def test_a_full_disk_keeps_what_is_there(self):
+        self.start(cache={"disk_idle": "20ms"}, wrap=["prlimit", "--fsize=40000"])
+        for k in range(3):
+            i = self.sessions.CreateSession(s.CreateSessionRequest()).session.id
+            self.assertTrue(self.turn(i, [message("user", f"{k} words. " * 300)], max_tokens=3)["finished"])
+        self.d.wait_until(lambda: "the cache does not go to the disk" in self.d.log)
+        self.assertEqual(self.d.log.count("the cache does not go to the disk"), 1)
+        self.assertEqual(self.states(), [])
 
     def test_a_turn_that_computes_again_says_why(self):
         self.start(cache={"disk_bytes": 0})

@@ -3,6 +3,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 import unittest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
@@ -48,7 +49,33 @@ class Users(unittest.TestCase):
             self.assertEqual(self.ask(d, calls, 54321, [admin])[1:], ["NOT_FOUND", "NOT_FOUND"])  # it is closed
 
 
+    def test_saves_are_of_the_user_who_connected(self):
+        s = module(PROTO)
+        with tempfile.TemporaryDirectory() as state, \
+                Daemon(server={"socket_mode": "0666"}, state={"directory": state}) as d:
+            d.folder.chmod(0o755)
+            sessions = d.stub(PROTO, "SessionService")
+            hello = module("deltad/v1/types.proto").Message(role=2, parts=[{"text": "Hello."}])
+            mine = sessions.CreateSession(s.CreateSessionRequest(messages=[hello]), timeout=20).session.id
+            sessions.SaveSession(s.SaveSessionRequest(session_id=mine, name="x"), timeout=20)
+            calls = [("SaveSession", s.SaveSessionRequest(session_id=mine, name="y")),
+                     ("RestoreSession", s.RestoreSessionRequest(name="x")),
+                     ("DeleteSave", s.DeleteSaveRequest(name="x")),
+                     ("ListSaves", s.ListSavesRequest())]
+            self.assertEqual(self.ask(d, calls, 54321), ["NOT_FOUND", "NOT_FOUND", "NOT_FOUND", "OK"])
+            self.assertEqual([x.name for x in sessions.ListSaves(s.ListSavesRequest(), timeout=20).saves], ["x"])
+            self.assertTrue(sessions.RestoreSession(s.RestoreSessionRequest(name="x"), timeout=20).session.id)
+
+
 class Tcp(unittest.TestCase):
+    def test_saves_are_for_users(self):
+        s = module(PROTO)
+        with Daemon(tcp=True) as d:
+            a = d.stub(PROTO, "SessionService", d.channel(d.tcp_address))
+            with self.assertRaises(grpc.RpcError) as e:
+                a.ListSaves(s.ListSavesRequest(), timeout=20)
+            self.assertEqual(e.exception.code(), grpc.StatusCode.PERMISSION_DENIED)
+
     def test_a_session_is_for_who_holds_its_id(self):
         s = module(PROTO)
         with Daemon(tcp=True) as d:

@@ -679,28 +679,68 @@ int delta_step(delta_engine *e, const delta_event **ret_events, size_t *ret_n, d
     return 0;
 }
 
-int delta_cache_save(delta_engine *e, const char *path, uint64_t max_bytes, uint32_t *ret_n,
-                     delta_error *err)
+/* The fake engine keeps nothing. */
+int delta_cache_open(delta_engine *e, const delta_cache_options *o, delta_error *err)
 {
-    (void)e, (void)path, (void)max_bytes, (void)err;
-    *ret_n = 0;
+    (void)e, (void)o, (void)err;
     return 0;
 }
 
-int delta_cache_open(delta_engine *e, const char *path, delta_cache_reader **ret_r,
-                     delta_error *err)
+int delta_cache_work(delta_engine *e, uint64_t *ret_again_ns, delta_error *err)
 {
-    (void)e, (void)ret_r;
-    return delta_fail(err, DELTA_ENOTFOUND, "%s: the fake engine keeps nothing", path);
-}
-
-int delta_cache_read(delta_cache_reader *r, delta_error *err)
-{
-    (void)r, (void)err;
+    (void)e, (void)err;
+    *ret_again_ns = UINT64_MAX;
     return 0;
 }
 
-void delta_cache_close(delta_cache_reader *r)
+uint64_t delta_save_state_at(uint64_t text_bytes)
 {
-    (void)r;
+    return text_bytes;
+}
+
+static int no_disk(delta_error *err)
+{
+    return delta_fail(err, DELTA_ESTATE, "there is no cache on disk");
+}
+
+int delta_cache_save(delta_session *s, const delta_save *save, delta_error *err)
+{
+    (void)s, (void)save;
+    return no_disk(err);
+}
+
+int delta_cache_saved(delta_engine *e, uint64_t *ret_bytes, uint32_t *ret_tokens, delta_error *err)
+{
+    (void)e, (void)ret_bytes, (void)ret_tokens;
+    return no_disk(err);
+}
+
+int delta_cache_check(const delta_engine *e, const char *path, uint64_t at, uint32_t *ret_tokens,
+                      delta_error *err)
+{
+    (void)e, (void)path, (void)at, (void)ret_tokens;
+    return no_disk(err);
+}
+
+int delta_cache_adopt(delta_engine *e, const char *path, uint64_t at, uint64_t owner,
+                      delta_error *err)
+{
+    (void)e, (void)path, (void)at, (void)owner;
+    return no_disk(err);
+}
+
+void delta_cache_flush(delta_engine *e)
+{
+    (void)e;
+}
+
+bool delta_session_resident(const delta_session *s)
+{
+    return s->index != UINT32_MAX;
+}
+
+bool delta_session_fetch(delta_session *s)
+{
+    (void)s;
+    return false;
 }

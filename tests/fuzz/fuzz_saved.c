@@ -1,9 +1,10 @@
 /* fuzz_saved.c -- kept sessions: any bytes are a session or refused with a reason; what is one is the
- * same after it was written and read again. */
+ * same after it was written and read again. The line before it in a file says no more than there is. */
 #include <stdlib.h>
 #include <string.h>
 
 #include "daemon/codec.h"
+#include "daemon/live.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -17,6 +18,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     de_arena a = { 0 }, b = { 0 };
     dd_saved x, y;
     dd_status st = { 0 };
+    size_t head = 0, body = 0;
+    char sha[65];
+    if (dd_keep_head((const char *)data, size, &head, &body, sha) &&
+        (head == 0 || head > size || head > DD_KEEP_HEAD || strlen(sha) > 64))
+        abort();
+    const uint8_t *at = dd_keep_body((const char *)data, size, &body);
+    if (at && (at < data || at + body != data + size))
+        abort();
     if (dd_saved_decode(data, size, &a, &x, &st) < 0) {
         if (st.code == DD_OK || !st.reason || !st.message[0])
             abort();

@@ -4,6 +4,8 @@
 
 #include "delta/delta.h"
 
+#include <math.h>
+
 __attribute__((constructor)) static void more_time(void)
 {
     tap_timeout_s = 240;
@@ -84,7 +86,7 @@ static uint32_t prompt(uint32_t which, uint32_t *ids)
     return n;
 }
 
-static delta_session *begin(delta_engine *e, uint32_t which, result *x)
+static delta_session *begin_with(delta_engine *e, uint32_t which, bool logprobs, result *x)
 {
     uint32_t ids[PROMPT_MAX + 64];
     delta_session *s = NULL;
@@ -92,8 +94,8 @@ static delta_session *begin(delta_engine *e, uint32_t which, result *x)
     delta_sampling p = delta_sampling_default(which % 4 == 3);
     p.temperature = which % 2 ? 0 : p.temperature;
     p.seed = 1000 + which;
-    p.logprobs = true;
-    p.top_logprobs = 3;
+    p.logprobs = logprobs;
+    p.top_logprobs = logprobs ? 3 : 0;
     p.repetition_penalty = which % 3 ? 1 : 1.2f;
     memset(x, 0, sizeof *x);
     CHECK_EQ(delta_session_new(e, 0, x, &s, NULL), 0);
@@ -102,6 +104,11 @@ static delta_session *begin(delta_engine *e, uint32_t which, result *x)
     const delta_stopping st = { .max_tokens = 12 + which, .ignore_eos = which % 2 };
     CHECK_EQ(delta_session_generate(s, &p, &st, NULL), 0);
     return s;
+}
+
+static delta_session *begin(delta_engine *e, uint32_t which, result *x)
+{
+    return begin_with(e, which, true, x);
 }
 
 static void check_same(const result *a, const result *b)
@@ -155,6 +162,32 @@ TEST(sixteen_sessions_at_once_give_the_bits_of_each_alone)
         check_all_came_back(e);
     }
     delta_engine_free(e);
+}
+
+/* Without log probabilities a device gives the first few in rank alone. */
+TEST(log_probabilities_change_no_draw)
+{
+    static result with[N], without[N];
+    uint32_t n = 0;
+    for (int pass = 0; pass < 2; pass++) {
+        delta_engine *e = open_engine(512, 0);
+        delta_session *s[N];
+        for (uint32_t i = 0; i < N; i++)
+            s[i] = begin_with(e, i, pass == 0, pass == 0 ? &with[i] : &without[i]);
+        for (uint32_t i = 0; i < N; i++)
+            run(e, s[i]);
+        for (uint32_t i = 0; i < N; i++)
+            delta_session_free(s[i]);
+        delta_engine_free(e);
+    }
+    for (uint32_t i = 0; i < N; i++) {
+        CHECK(with[i].n > 0 && with[i].n == without[i].n);
+        CHECK(memcmp(with[i].ids, without[i].ids, sizeof with[i].ids) == 0);
+        CHECK_MEM(with[i].text, with[i].len, without[i].text, without[i].len);
+        CHECK(isnan(without[i].logprobs[0]) && !isnan(with[i].logprobs[0]));
+        n += with[i].n;
+    }
+    CHECK(n > 100);
 }
 
 TEST(turns_of_a_session_say_what_one_cold_prompt_says)

@@ -4,6 +4,9 @@
 
 #include "support/engine_steps.h"
 
+#include <dirent.h>
+#include <unistd.h>
+
 enum { SESSIONS = 24, SEATS = 6, CTX = 700 };
 
 static const delta_sampling with_logprobs = { .top_p = 1,
@@ -37,6 +40,77 @@ static delta_engine *open_tiers(enum delta_backend backend, uint32_t seats, uint
     return e;
 }
 
+/* ---- the third tier */
+
+static char disk_folder[64];
+static uint32_t n_disk_warnings;
+static char disk_warning[512]; /* the last */
+
+static void on_disk_note(void *arg, enum delta_note_level level, const char *text)
+{
+    (void)arg;
+    n_disk_warnings += level == DELTA_NOTE_WARNING;
+    if (level == DELTA_NOTE_WARNING)
+        (void)snprintf(disk_warning, sizeof disk_warning, "%s", text);
+}
+
+/* A disk of so many bytes, where everything is idle at once. */
+static void open_disk(delta_engine *e, uint64_t max_bytes)
+{
+    if (!disk_folder[0]) {
+        (void)snprintf(disk_folder, sizeof disk_folder, "/tmp/test-cache-XXXXXX");
+        CHECK(mkdtemp(disk_folder) != NULL);
+    }
+    delta_error err = { 0 };
+    const int r = delta_cache_open(e,
+                                   &(delta_cache_options){ .folder = disk_folder,
+                                                           .max_bytes = max_bytes,
+                                                           .on_note = on_disk_note },
+                                   &err);
+    if (r < 0)
+        printf("# %s\n", err.text);
+    CHECK_EQ(r, 0);
+}
+
+/* Calls f with the path of each file of the disk. */
+static void each_file(void (*f)(const char *path))
+{
+    DIR *d = opendir(disk_folder);
+    for (struct dirent *x; d && (x = readdir(d));) {
+        char path[400];
+        (void)snprintf(path, sizeof path, "%s/%s", disk_folder, x->d_name);
+        if (x->d_name[0] != '.')
+            f(path);
+    }
+    if (d)
+        (void)closedir(d);
+}
+
+static void remove_path(const char *path)
+{
+    (void)unlink(path);
+}
+
+static void remove_disk(void)
+{
+    each_file(remove_path);
+    (void)rmdir(disk_folder);
+    disk_folder[0] = 0;
+}
+
+static void work_disk(delta_engine *e)
+{
+    uint64_t again;
+    CHECK_EQ(delta_cache_work(e, &again, NULL), 0);
+}
+
+/* What the disk has of s. */
+static void fetch(delta_engine *e, delta_session *s)
+{
+    while (delta_session_fetch(s))
+        work_disk(e);
+}
+
 typedef struct one {
     delta_session *s;
     uint32_t ids[CTX], n;
@@ -60,6 +134,7 @@ static void work(delta_engine *e, one *all, uint32_t steps)
     for (uint32_t i = 0; steps == 0 || i < steps; i++) {
         delta_engine_stats st;
         const int n = step(e);
+        work_disk(e);
         CHECK(n >= 0);
         delta_engine_stats_get(e, &st);
         idle = n == 0 && st.prefill_tokens == last ? idle + 1 : 0;
@@ -122,6 +197,9 @@ static void random_operations(delta_engine *e, uint32_t operations,
         case 2: { /* say something */
             if (o->n == 0 || o->is_generating)
                 break;
+            if (delta_session_fetch(o->s) && rnd(2))
+                break; /* another time, when it is there */
+            fetch(e, o->s);
             delta_error err = { 0 };
             int r = delta_session_reserve(o->s, o->n + 20 > CTX ? CTX : o->n + 20, &err);
             if (r == DELTA_EBUSY) {
@@ -180,6 +258,7 @@ static void random_operations(delta_engine *e, uint32_t operations,
         if (delta_session_busy(o->s) || o->n == 0 || o->n + 2 > CTX)
             continue;
         /* one more token, from wherever the engine found it best to go on */
+        fetch(e, o->s);
         if (delta_session_reserve(o->s, o->n + 1, NULL) < 0)
             continue;
         work(e, all, 0);
@@ -206,11 +285,20 @@ static void random_operations(delta_engine *e, uint32_t operations,
            (unsigned long long)ret_stats->prefill_tokens,
            (unsigned long long)ret_stats->cache_evictions,
            (unsigned long long)ret_stats->cache_moves, n_busy);
+    if (ret_stats->disk_bytes_max)
+        printf("# disk: %llu written, %llu read, %llu given up, %u there in %llu bytes\n",
+               (unsigned long long)ret_stats->disk_writes,
+               (unsigned long long)ret_stats->disk_reads,
+               (unsigned long long)ret_stats->disk_evictions, ret_stats->disk_checkpoints,
+               (unsigned long long)ret_stats->disk_bytes);
     *ret_no_room = n_busy;
     for (int i = 0; i < SESSIONS; i++)
         delta_session_free(all[i].s);
     delta_engine_stats st;
-    delta_engine_stats_get(e, &st);
+    do {
+        work_disk(e);
+        delta_engine_stats_get(e, &st);
+    } while (st.disk_is_reading);
     CHECK_EQ(st.sessions_used, 0);
     CHECK_EQ(st.pages_used, 0);
 }

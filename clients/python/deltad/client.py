@@ -115,6 +115,18 @@ class Client:
                                                       reasoning=export.reasoning)
         return Session(self, self._unary("SessionService/CreateSession", q).session.id)
 
+    def restore(self, name) -> "Session":
+        """A new session that goes on, bit for bit, from a save of this user's (Session.save)."""
+        q = message("deltad.v1.RestoreSessionRequest")(name=name)
+        return Session(self, self._unary("SessionService/RestoreSession", q).session.id)
+
+    def saves(self) -> list:
+        """[deltad.v1.Save] of this user."""
+        return list(self._unary("SessionService/ListSaves", message("deltad.v1.ListSavesRequest")()).saves)
+
+    def delete_save(self, name):
+        self._unary("SessionService/DeleteSave", message("deltad.v1.DeleteSaveRequest")(name=name))
+
     def sessions(self, all_users=False) -> list:
         """[deltad.v1.Session]; all_users is for administrators."""
         return list(self._unary("SessionService/ListSessions", message("deltad.v1.ListSessionsRequest")(all_users=all_users)).sessions)
@@ -194,6 +206,12 @@ class Session:
         """Keeps it: it is not closed for resting, and makes room after those that are not pinned. deltad.v1.Session"""
         q = message("deltad.v1.PinSessionRequest")(session_id=self.id, unpin=unpin)
         return self.client._unary("SessionService/PinSession", q).session
+
+    def save(self, name):
+        """Conversation and state to a file of this user's on the daemon's disk; Client.restore(name) goes on from there.
+        deltad.v1.SaveSessionResponse"""
+        q = message("deltad.v1.SaveSessionRequest")(session_id=self.id, name=name)
+        return self.client._unary("SessionService/SaveSession", q)
 
     def export(self, with_sampled=False):
         """The conversation, to be carried away: deltad.v1.SessionExport. with_sampled: the answers as they were sampled,

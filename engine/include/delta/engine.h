@@ -26,11 +26,15 @@ extern "C" {
 typedef struct delta_engine delta_engine;
 
 enum delta_backend { DELTA_BACKEND_AUTO, DELTA_BACKEND_CPU, DELTA_BACKEND_CUDA };
+/* How keys and values are kept. AUTO: BF16 on a GPU, F32 on the CPU, which knows nothing else. FP8 is e4m3 without a scale: half the
+ * bytes. */
+enum delta_kv_type { DELTA_KV_AUTO, DELTA_KV_BF16, DELTA_KV_FP8 };
 enum delta_note_level { DELTA_NOTE_INFO, DELTA_NOTE_WARNING };
 
 typedef struct delta_engine_options {
     const char *model_dir; /* folder with config.json, tokenizer.json, *.safetensors */
     enum delta_backend backend;
+    enum delta_kv_type kv_type;
     uint32_t threads;      /* CPU backend; 0: all cores of this process */
     uint32_t max_sessions; /* at work at one time, 1 .. 1024; 0: 16 */
     /* States kept for prompts to come (the prefix cache), at most 65536; 0: four a session, but no
@@ -41,7 +45,7 @@ typedef struct delta_engine_options {
     uint64_t kv_tokens;   /* size of the page pool in tokens; 0: ctx_max, or max_sessions * 8192
                               if that is more, within half of the memory that the rest leaves */
     uint32_t ctx_max;     /* longest session; 0: the checkpoint's max_position_embeddings */
-    uint32_t step_tokens; /* most rows of one step, 64 .. 16384; 0: 512 on the CPU */
+    uint32_t step_tokens; /* most rows of one step, 64 .. 16384; 0: 512 on the CPU, 8192 on a GPU */
     uint64_t gap_ns; /* while sessions generate a step takes about so much prefill; 0: no bound */
     /* Called from delta_engine_open() with bytes read so far; may be NULL. */
     void (*on_progress)(void *arg, const char *phase, uint64_t done, uint64_t total);
@@ -86,6 +90,12 @@ typedef struct delta_engine_stats {
     uint64_t cache_moves; /* checkpoints that went to host memory */
     uint64_t host_pages, host_pages_total;
     uint32_t host_checkpoints, host_checkpoints_max;
+    uint32_t disk_checkpoints;           /* of this model, on disk */
+    uint64_t disk_bytes, disk_bytes_max; /* of all */
+    uint64_t disk_writes, disk_reads;    /* checkpoints written; fetched for sessions */
+    uint64_t disk_evictions;
+    bool disk_is_writing, disk_is_reading;
+    uint32_t disk_waiting; /* for its caller to fill: runs that wait for a fetch */
 } delta_engine_stats;
 
 /* Opens the model and allocates everything the engine will ever need.

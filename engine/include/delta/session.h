@@ -67,6 +67,12 @@ void delta_session_mark(delta_session *s, uint32_t n_tokens);
  *   DELTA_EDEVICE   the next step says it, too
  * On failure the session is as before. */
 int delta_session_reserve(delta_session *s, uint32_t ctx_tokens, delta_error *err);
+/* Whether it has a place on the device. */
+bool delta_session_resident(const delta_session *s);
+
+/* Before a reserve: whether the disk (cache.h) has more of the timeline than the memory. true: it is on
+ * its way; work delta_cache_work() and ask again. false: nothing is to be waited for. */
+bool delta_session_fetch(delta_session *s);
 
 /* Leaves the device, the state and the pages to the cache; the timeline stays, and a generation
  * goes on when there is room again. No-op if it is not resident. */

@@ -4,8 +4,13 @@
 
 #include "support/failing_malloc.h"
 
+#include <dirent.h>
+#include <sched.h>
+#include <unistd.h>
+
 #include "base/file.h"
 #include "base/json.h"
+#include "cache/store.h"
 #include "delta/chat.h"
 #include "delta/engine.h"
 #include "delta/grammar.h"
@@ -53,6 +58,90 @@ TEST(opening_an_engine)
 {
     fm_torture("engine", open_engine, 120, 29, false);
     fm_torture("engine, all after", open_engine, 120, 61, true);
+}
+
+static char folder[] = "/tmp/test-nomem-XXXXXX", saved[64];
+static uint8_t piece[2][DE_STORE_PIECE];
+
+static int finish_write(de_store *st, uint64_t *ret_id, delta_error *err)
+{
+    for (;;) {
+        const enum de_store_phase phase = de_store_write_phase(st);
+        if (phase == DE_STORE_DONE || phase == DE_STORE_FAILED)
+            return de_store_write_end(st, ret_id, err);
+        if (phase == DE_STORE_YOURS)
+            de_store_write_put(st);
+        (void)sched_yield();
+    }
+}
+
+static int finish_read(de_store *st, delta_error *err)
+{
+    for (;;) {
+        const enum de_store_phase phase = de_store_read_phase(st);
+        if (phase == DE_STORE_DONE || phase == DE_STORE_FAILED)
+            return de_store_read_end(st, err);
+        if (phase == DE_STORE_YOURS)
+            de_store_read_next(st);
+        (void)sched_yield();
+    }
+}
+
+/* A record written, found and read, one that makes room, a save written, checked and adopted. */
+static int through_disk(delta_error *err)
+{
+    const de_store_options o = {
+        folder, 10000, { .slot_bytes = 100, .page_bytes = 64, .page_tokens = 4 }, piece[0], piece[1]
+    };
+    const de_store_save save = { saved, "text", 4, 1 << 20 };
+    uint32_t ids[40], first, tokens;
+    uint64_t id = 0, bytes;
+    de_store *st = NULL;
+    de_store_found f;
+    for (uint32_t i = 0; i < 40; i++)
+        ids[i] = i;
+    int r = de_store_open(&o, &st, &f, err);
+    CHECK((r == 0) == (st != NULL));
+    for (uint32_t n = 20; r == 0 && n <= 40; n += 10) {
+        ids[0]++;
+        r = de_store_write_begin(st, 1, ids, n, NULL, &first, &bytes, err);
+        if (r == 0)
+            r = finish_write(st, &id, err);
+    }
+    if (r == 0)
+        r = de_store_read_begin(st, id, 0, err);
+    if (r == 0)
+        r = finish_read(st, err);
+    if (r == 0)
+        r = de_store_write_begin(st, 1, ids, 30, &save, &first, &bytes, err);
+    if (r == 0)
+        r = finish_write(st, &id, err);
+    if (r == 0)
+        r = de_store_check(&o.kind, saved, DE_RECORD_ALIGN, &tokens, err);
+    if (r == 0)
+        r = de_store_adopt(st, saved, DE_RECORD_ALIGN, 2, err);
+    if (r == 0)
+        CHECK_EQ(de_store_find(st, 2, ids, 40, 40, &id), 30);
+    de_store_close(st);
+    return r;
+}
+
+TEST(the_third_tier)
+{
+    REQUIRE(mkdtemp(folder) != NULL);
+    (void)snprintf(saved, sizeof saved, "%s/x.save", folder);
+    fm_torture("third tier", through_disk, 300, 1, false);
+    fm_torture("third tier, all after", through_disk, 300, 1, true);
+    CHECK_EQ(through_disk(&(delta_error){ 0 }), 0);
+    DIR *d = opendir(folder);
+    for (struct dirent *x; d && (x = readdir(d));) {
+        char path[300];
+        (void)snprintf(path, sizeof path, "%s/%s", folder, x->d_name);
+        (void)unlink(path);
+    }
+    if (d)
+        (void)closedir(d);
+    CHECK_EQ(rmdir(folder), 0);
 }
 
 static delta_tokenizer *tok;
