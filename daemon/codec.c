@@ -1378,6 +1378,7 @@ uint8_t *dd_stats_encode(const dd_stats *s, size_t *ret_len)
     r.completion_tokens_total = s->completion_tokens;
     r.steps_total = s->engine.steps;
     r.step_ns_total = s->engine.step_ns;
+    r.preemptions_total = s->engine.preemptions;
     r.sessions_open = s->sessions;
     r.slots_used = s->engine.sessions_used;
     r.slots_total = s->engine.sessions_max;

@@ -71,6 +71,11 @@ static const struct key keys[] = {
           "that is more, within half of the memory that is left." },
     { "model", "ctx_max", U32, AT(model.ctx_max), 64, 1U << 20, true, .default_ = "0",
       .help = "Longest sequence in tokens; 0: the checkpoint's." },
+    { "model", "answer_tokens", U32, AT(model.answer_tokens), 64, 1U << 20, .default_ = "4096",
+      .help =
+          "Tokens that an answer gets room for when it begins, and again when they are used up; "
+          "if there is none then, a request that is behind it in line or of lower priority "
+          "waits, its state kept." },
     { "model", "step_tokens", U32, AT(model.step_tokens), 64, 16384, true, .default_ = "0",
       .help = "Most tokens of one step of the engine; 0: the backend's own choice." },
     { "model", "max_gap", DURATION, AT(model.max_gap_ns), 1000000, SECOND_NS, true,

@@ -24,6 +24,7 @@ typedef struct dd_config {
         uint64_t kv_tokens; /* 0: delta_engine_options says how many */
         uint32_t ctx_max;   /* 0: the checkpoint's */
         uint32_t step_tokens;
+        uint32_t answer_tokens;
         uint64_t max_gap_ns; /* 0: no bound */
     } model;
     struct {

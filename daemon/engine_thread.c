@@ -25,11 +25,10 @@ enum {
     WISH_PAUSE = 4,
     WISH_RESUME = 8,
     WISH_FREE = 16,
-    WISH_PARK = 32,
-    WISH_FORK = 64,
-    WISH_PIN = 128,
-    WISH_UNPIN = 256,
-    WISH_SAVE = 512,
+    WISH_FORK = 32,
+    WISH_PIN = 64,
+    WISH_UNPIN = 128,
+    WISH_SAVE = 256,
 };
 enum { IDLE_MS = 1000, SAVE_NS = 1000 * 1000 };
 
@@ -40,8 +39,9 @@ struct dd_timeline {
     uint64_t owner;
     dd_timeline *from;   /* WISH_FORK: of which this is to be a copy */
     atomic_uint n_forks; /* copies of this that are to be made yet; freed is it after them */
-    dd_run run;          /* written by the loop while no run is posted, read by the engine thread */
-    delta_save save;     /* of the save that is wished, written by the loop before that */
+    atomic_bool is_parked;
+    dd_run run;      /* written by the loop while no run is posted, read by the engine thread */
+    delta_save save; /* of the save that is wished, written by the loop before that */
     uint64_t save_id;
     /* engine thread only */
     delta_session *session;
@@ -49,7 +49,10 @@ struct dd_timeline {
     bool has_appended, is_freed, is_pinned;
     dd_timeline *prev, *next; /* of all that have a session or wait */
     dd_place place;           /* in line, if it waits */
+    uint64_t ended_ns;        /* its last run */
     bool is_listed, is_waiting, is_running, is_paused;
+    bool is_preempted; /* its run waits in line for the second time */
+    bool wants_pause;  /* for when it runs again */
     bool is_fetching;  /* its run waits for the disk */
     bool is_cancelled; /* its end comes with the next step: it must not be paused before that */
 };
@@ -79,10 +82,11 @@ struct dd_engine {
     dd_line waiting;
     uint32_t n_running, n_paused; /* of them */
     bool has_room_changed;
-    uint32_t n_parks;
     uint32_t n_fetching, n_saves; /* that wait to be begun */
-    uint64_t saving;              /* the id of the one that is written; 0: none */
-    char *cache_folder;           /* of the cache on disk, or NULL */
+    uint64_t n_preemptions;
+    uint32_t answer_tokens; /* that an answer gets room for at a time */
+    uint64_t saving;        /* the id of the one that is written; 0: none */
+    char *cache_folder;     /* of the cache on disk, or NULL */
     uint64_t cache_bytes, cache_idle_ns;
     delta_error fault;
     uint64_t told_ns;
@@ -236,8 +240,7 @@ static void wait_for_room(dd_engine *e, dd_timeline *t)
 {
     t->is_waiting = true;
     uint32_t before = dd_line_add(&e->waiting, &t->place);
-    tell(e, &(dd_note){
-                .kind = DD_NOTE_QUEUED, .run = t->run.id, .n = before, .n_parks = e->n_parks });
+    tell(e, &(dd_note){ .kind = DD_NOTE_QUEUED, .run = t->run.id, .n = before });
 }
 
 static void pause_run(dd_engine *e, dd_timeline *t, bool paused)
@@ -275,8 +278,9 @@ static void end_run(dd_engine *e, dd_timeline *t, dd_note n)
         pause_run(e, t, false);
         e->n_running--;
     }
-    t->is_running = false;
+    t->is_running = t->is_preempted = false;
     t->has_appended = false;
+    t->ended_ns = de_now_ns();
     e->has_room_changed = true;
     if (!t->keep)
         drop_session(e, t);
@@ -319,6 +323,81 @@ static bool stop_background(dd_engine *e)
     return t != NULL;
 }
 
+/* Of those that rest the one that did nothing for longest leaves the device, pinned ones last. */
+static bool park_resting(dd_engine *e)
+{
+    dd_timeline *found = NULL;
+    for (dd_timeline *t = e->all; t; t = t->next) {
+        if (!t->keep || t->is_running || t->is_waiting || t->is_fetching || !t->session ||
+            !delta_session_resident(t->session))
+            continue;
+        if (!found ||
+            (t->is_pinned != found->is_pinned ? found->is_pinned : t->ended_ns < found->ended_ns))
+            found = t;
+    }
+    if (found) {
+        delta_session_park(found->session);
+        atomic_store(&found->is_parked, true);
+    }
+    return found != NULL;
+}
+
+/* Leaves the device and waits where it was in line. */
+static void preempt(dd_engine *e, dd_timeline *t)
+{
+    t->wants_pause = t->is_paused;
+    pause_run(e, t, false);
+    t->is_running = false;
+    t->is_preempted = true;
+    e->n_running--;
+    e->n_preemptions++;
+    delta_session_park(t->session);
+    atomic_store(&t->is_parked, true);
+    e->has_room_changed = true;
+    wait_for_room(e, t);
+}
+
+/* Whether a is given up before b. */
+static bool goes_before(const dd_timeline *a, const dd_timeline *b)
+{
+    return a->run.priority != b->run.priority ? a->run.priority < b->run.priority
+                                              : a->place.rank > b->place.rank;
+}
+
+/* A run makes room for t: one of lower priority or, where t runs and grows, of the same and behind it. */
+static bool preempt_for(dd_engine *e, const dd_timeline *t)
+{
+    dd_timeline *found = NULL;
+    for (dd_timeline *x = e->all; x; x = x->next)
+        if (x->is_running && !x->is_cancelled && x != t &&
+            (t->is_running ? goes_before(x, t) : x->run.priority < t->run.priority) &&
+            (!found || goes_before(x, found)))
+            found = x;
+    if (found)
+        preempt(e, found);
+    return found != NULL;
+}
+
+/* Room for `tokens` of t. DELTA_EBUSY: nobody is left who would give some up for it. */
+static int make_room(dd_engine *e, dd_timeline *t, uint32_t tokens, delta_error *err)
+{
+    int r;
+    while ((r = delta_session_reserve(t->session, tokens, err)) == DELTA_EBUSY &&
+           !t->run.is_background)
+        if (!stop_background(e) && !park_resting(e) && !preempt_for(e, t))
+            break;
+    return r;
+}
+
+/* A preempted run's generation ends where it is; what it would say of that is not told. */
+static void abandon(dd_timeline *t)
+{
+    const delta_event *events;
+    size_t n;
+    if (t->is_preempted)
+        delta_session_abort(t->session, &events, &n);
+}
+
 /* A session with the run's tokens. */
 static int prepare(dd_engine *e, dd_timeline *t, delta_error *err)
 {
@@ -334,6 +413,16 @@ static int prepare(dd_engine *e, dd_timeline *t, delta_error *err)
     return r;
 }
 
+/* Tokens that a run has room for when it begins, or goes on: not yet for all of a long answer. */
+static uint32_t room_to_begin(const dd_engine *e, const dd_timeline *t)
+{
+    size_t n = 0;
+    (void)delta_session_tokens(t->session, &n);
+    const uint64_t want = n + e->answer_tokens;
+    const uint32_t room = want < t->run.ctx_tokens ? (uint32_t)want : t->run.ctx_tokens;
+    return room > t->run.reserve_tokens ? room : t->run.reserve_tokens;
+}
+
 /* false: no room now. */
 static bool start(dd_engine *e, dd_timeline *t)
 {
@@ -343,30 +432,31 @@ static bool start(dd_engine *e, dd_timeline *t)
         return true;
     }
     int r = prepare(e, t, &err);
-    if (r == 0)
+    if (r == 0) {
         delta_session_set_background(t->session, t->run.is_background);
-    while (r == 0 &&
-           (r = delta_session_reserve(t->session, t->run.ctx_tokens, &err)) == DELTA_EBUSY) {
-        if (t->run.is_background) {
-            end_run(e, t, (dd_note){ .finish = DELTA_FINISH_CANCELLED });
-            return true;
-        }
-        if (!stop_background(e))
-            return false;
-        r = 0;
+        delta_session_set_limit(t->session, t->run.ctx_tokens);
+        r = make_room(e, t, room_to_begin(e, t), &err);
     }
-    if (r == 0 && t->run.generate)
+    if (r == DELTA_EBUSY) {
+        if (t->run.is_background)
+            end_run(e, t, (dd_note){ .finish = DELTA_FINISH_CANCELLED });
+        return t->run.is_background;
+    }
+    if (r == 0 && t->run.generate && !t->is_preempted)
         r = delta_session_guide(t->session, t->run.guide, &err);
-    if (r == 0 && t->run.generate)
+    if (r == 0 && t->run.generate && !t->is_preempted)
         r = delta_session_generate(t->session, t->run.sampling, t->run.stopping, &err);
     if (r < 0) {
+        abandon(t);
         err.code = r;
         end_with_error(e, t, &err);
         return true;
     }
     t->is_running = true;
-    t->is_cancelled = false;
+    t->is_cancelled = t->is_preempted = false;
+    atomic_store(&t->is_parked, false);
     e->n_running++;
+    pause_run(e, t, t->wants_pause);
     tell(e, &(dd_note){ .kind = DD_NOTE_STARTED, .run = t->run.id });
     if (!t->run.generate && !t->run.n_ids)
         end_run(e, t, (dd_note){ .finish = DELTA_FINISH_STOP_ID });
@@ -392,6 +482,32 @@ static void start_or_wait(dd_engine *e, dd_timeline *t)
 {
     if (!dd_line_is_next(&e->waiting, t->place.rank) || !start(e, t))
         wait_for_room(e, t);
+}
+
+/* More room for the answers that have used up theirs. */
+static void grow(dd_engine *e)
+{
+    delta_error err = { 0 };
+    for (dd_timeline *t = e->all, *next; t; t = next) {
+        next = t->next;
+        uint32_t tokens = t->is_running && !t->is_paused ? delta_session_short(t->session) : 0;
+        if (!tokens)
+            continue;
+        const uint32_t rest = t->run.ctx_tokens - tokens;
+        tokens += rest < e->answer_tokens ? rest : e->answer_tokens;
+        const int r = make_room(e, t, tokens, &err);
+        if (r == DELTA_EBUSY) {
+            preempt(e, t);
+        } else if (r < 0) {
+            preempt(e, t);
+            unwait(e, t);
+            abandon(t);
+            err.code = r;
+            end_with_error(e, t, &err);
+        }
+        if (t->is_listed) /* who came next may have ended */
+            next = t->next;
+    }
 }
 
 /* Frees it, but not before its copies are made. */
@@ -424,73 +540,6 @@ static uint32_t runs_of(const dd_engine *e, uint64_t user)
         n += timeline_of(p)->run.user == user;
     return n;
 }
-
-static void grant(dd_engine *e, dd_timeline *t, uint32_t wishes)
-{
-    e->n_parks += (wishes & WISH_PARK) != 0;
-    if (wishes & WISH_FORK)
-        fork_from(e, t);
-    if (wishes & WISH_SAVE) {
-        t->has_save = true;
-        e->n_saves++;
-        if (!t->session)
-            end_save(e, t, DELTA_ENOTFOUND, "nothing of the session is computed");
-    }
-    if (wishes & WISH_FREE) {
-        free_timeline(e, t);
-        return;
-    }
-    if (wishes & (WISH_PIN | WISH_UNPIN)) {
-        t->is_pinned = (wishes & WISH_PIN) != 0;
-        if (t->session)
-            delta_session_set_pinned(t->session, t->is_pinned);
-    }
-    if ((wishes & WISH_PARK) && t->session && !t->is_running && !t->is_waiting && !t->is_fetching) {
-        delta_session_park(t->session);
-        e->has_room_changed = true;
-    }
-    if (wishes & WISH_RUN) {
-        if (wishes & WISH_CANCEL) {
-            end_run(e, t, (dd_note){ .finish = DELTA_FINISH_CANCELLED });
-            return;
-        }
-        t->place.rank = dd_line_rank(de_now_ns(), t->run.priority, runs_of(e, t->run.user));
-        if (t->run.save_path && e->engine && !e->fault.code) /* without it the state is computed */
-            (void)delta_cache_adopt(e->engine, t->run.save_path, t->run.save_at, t->owner, NULL);
-        /* An error of prepare() comes again in start(), which tells it. */
-        if (!e->fault.code && !t->run.is_background &&
-            (!t->session || !delta_session_resident(t->session)) && prepare(e, t, NULL) == 0 &&
-            delta_session_fetch(t->session)) {
-            t->is_fetching = true;
-            e->n_fetching++;
-            return;
-        }
-        start_or_wait(e, t);
-        return;
-    }
-    if (wishes & WISH_CANCEL) {
-        if (t->is_fetching) {
-            stop_fetching(e, t);
-            end_run(e, t, (dd_note){ .finish = DELTA_FINISH_CANCELLED });
-            return;
-        }
-        if (t->is_waiting) {
-            unwait(e, t);
-            end_run(e, t, (dd_note){ .finish = DELTA_FINISH_CANCELLED });
-            return;
-        }
-        if (t->is_running) {
-            pause_run(e, t, false);
-            t->is_cancelled = true;
-            delta_session_cancel(t->session);
-            return;
-        }
-    }
-    if (t->is_running && !t->is_cancelled && (wishes & (WISH_PAUSE | WISH_RESUME)))
-        pause_run(e, t, (wishes & WISH_PAUSE) != 0);
-}
-
-/* ---- the thread */
 
 static void on_event(dd_engine *e, const delta_event *v)
 {
@@ -537,6 +586,87 @@ static void on_event(dd_engine *e, const delta_event *v)
     }
     tell(e, &n);
 }
+
+/* As a cancel would end it if it ran. */
+static void end_preempted(dd_engine *e, dd_timeline *t)
+{
+    const delta_event *events;
+    size_t n;
+    t->is_running = true;
+    e->n_running++;
+    delta_session_abort(t->session, &events, &n);
+    for (size_t i = 0; i < n; i++)
+        on_event(e, &events[i]);
+}
+
+static void grant(dd_engine *e, dd_timeline *t, uint32_t wishes)
+{
+    if (wishes & WISH_FORK)
+        fork_from(e, t);
+    if (wishes & WISH_SAVE) {
+        t->has_save = true;
+        e->n_saves++;
+        if (!t->session)
+            end_save(e, t, DELTA_ENOTFOUND, "nothing of the session is computed");
+    }
+    if (wishes & WISH_FREE) {
+        free_timeline(e, t);
+        return;
+    }
+    if (wishes & (WISH_PIN | WISH_UNPIN)) {
+        t->is_pinned = (wishes & WISH_PIN) != 0;
+        if (t->session)
+            delta_session_set_pinned(t->session, t->is_pinned);
+    }
+    if (wishes & WISH_RUN) {
+        if (wishes & WISH_CANCEL) {
+            end_run(e, t, (dd_note){ .finish = DELTA_FINISH_CANCELLED });
+            return;
+        }
+        t->wants_pause = false;
+        t->place.rank = dd_line_rank(de_now_ns(), t->run.priority, runs_of(e, t->run.user));
+        if (t->run.save_path && e->engine && !e->fault.code) /* without it the state is computed */
+            (void)delta_cache_adopt(e->engine, t->run.save_path, t->run.save_at, t->owner, NULL);
+        /* An error of prepare() comes again in start(), which tells it. */
+        if (!e->fault.code && !t->run.is_background &&
+            (!t->session || !delta_session_resident(t->session)) && prepare(e, t, NULL) == 0 &&
+            delta_session_fetch(t->session)) {
+            t->is_fetching = true;
+            e->n_fetching++;
+            return;
+        }
+        start_or_wait(e, t);
+        return;
+    }
+    if (wishes & WISH_CANCEL) {
+        if (t->is_fetching) {
+            stop_fetching(e, t);
+            end_run(e, t, (dd_note){ .finish = DELTA_FINISH_CANCELLED });
+            return;
+        }
+        if (t->is_waiting) {
+            unwait(e, t);
+            if (t->is_preempted)
+                end_preempted(e, t);
+            else
+                end_run(e, t, (dd_note){ .finish = DELTA_FINISH_CANCELLED });
+            return;
+        }
+        if (t->is_running) {
+            pause_run(e, t, false);
+            t->is_cancelled = true;
+            delta_session_cancel(t->session);
+            return;
+        }
+    }
+    if (wishes & (WISH_PAUSE | WISH_RESUME)) {
+        t->wants_pause = (wishes & WISH_PAUSE) != 0;
+        if (t->is_running && !t->is_cancelled)
+            pause_run(e, t, t->wants_pause);
+    }
+}
+
+/* ---- the thread */
 
 static void on_fault(dd_engine *e, const delta_error *err)
 {
@@ -588,6 +718,7 @@ static void snapshot(dd_engine *e)
     delta_engine_stats s;
     delta_engine_stats_get(e->engine, &s);
     s.disk_waiting = e->n_fetching;
+    s.preemptions = e->n_preemptions;
     (void)pthread_mutex_lock(&e->stats_lock);
     e->stats = s;
     (void)pthread_mutex_unlock(&e->stats_lock);
@@ -696,6 +827,8 @@ static void *thread_main(void *arg)
         try_waiting(e);
         again_ns = e->engine && !e->fault.code ? work_disk(e) : UINT64_MAX;
         send_out(e); /* who was started hears of it before the step */
+        if (!e->fault.code)
+            grow(e);
         if (e->n_running > e->n_paused && !e->fault.code) {
             const delta_event *events = NULL;
             size_t n = 0;
@@ -769,6 +902,7 @@ int dd_engine_new(uv_loop_t *loop, const dd_config *c, void (*on_note)(void *arg
         .arg = e,
     };
     e->async.data = e;
+    e->answer_tokens = c->model.answer_tokens;
     if (c->state.directory[0] && c->cache.enabled && c->cache.disk_bytes) {
         e->cache_folder = de_path_join(c->state.directory, "cache");
         e->cache_bytes = c->cache.disk_bytes;
@@ -868,15 +1002,16 @@ dd_timeline *dd_timeline_fork(dd_timeline *from)
     dd_timeline *t = dd_timeline_new(from->engine, from->owner, true);
     if (t) {
         t->from = from;
+        atomic_init(&t->is_parked, true);
         atomic_fetch_add(&from->n_forks, 1);
         dd_mailbox_post(&t->engine->box, &t->mail, WISH_FORK, 0);
     }
     return t;
 }
 
-void dd_timeline_park(dd_timeline *t)
+bool dd_timeline_is_parked(const dd_timeline *t)
 {
-    dd_mailbox_post(&t->engine->box, &t->mail, WISH_PARK, 0);
+    return atomic_load(&t->is_parked);
 }
 
 void dd_timeline_pin(dd_timeline *t, bool pinned)

@@ -5,6 +5,12 @@
  * run waits here in line (line.h) and is tried again whenever a sequence gave up its place. With
  * nothing to compute, or when the readers of all that run are slow, the thread sleeps.
  *
+ * An answer begins with room for a part of it and gets more as it grows. Where there is none, a run in the
+ * background ends, a timeline that rests is parked, and then a run is preempted: of lower priority, or, for
+ * one that grows, of the same and behind it in line; if there is none, itself. It waits in its old place of
+ * the line and goes on from its state. So the run that is first in line of those with the highest
+ * priority always gets on, and alone it has room: no timeline may be longer than all pages.
+ *
  * Every run ends with exactly one FINISHED note; until then what the run points to must stay.
  * After it a timeline without `keep` has no engine session any more; one with it is as before if the
  * turn did not happen (cancelled or failed before its first token).
@@ -20,12 +26,12 @@
 typedef struct dd_engine dd_engine;
 
 enum dd_note_kind {
-    DD_NOTE_LOAD,    /* text: the phase; progress */
-    DD_NOTE_READY,   /* the engine is open */
-    DD_NOTE_FATAL,   /* text: why; all runs have ended */
-    DD_NOTE_LOG,     /* text: a warning of the engine's */
-    DD_NOTE_QUEUED,  /* no room yet, or still none; n runs are before it */
-    DD_NOTE_STARTED, /* the engine took the run */
+    DD_NOTE_LOAD,  /* text: the phase; progress */
+    DD_NOTE_READY, /* the engine is open */
+    DD_NOTE_FATAL, /* text: why; all runs have ended */
+    DD_NOTE_LOG,   /* text: a warning of the engine's */
+    DD_NOTE_QUEUED, /* no room yet, still none, or no more: it made room for another; n runs are before it */
+    DD_NOTE_STARTED, /* the engine took the run, or has it again */
     DD_NOTE_PREFILL,
     DD_NOTE_TOKEN,
     DD_NOTE_TEXT,
@@ -40,8 +46,7 @@ typedef struct dd_note {
     size_t len;
     int64_t added_id; /* TEXT */
     double progress;
-    uint32_t n;       /* QUEUED */
-    uint32_t n_parks; /* QUEUED: how many dd_timeline_park() had been heard of when it was told */
+    uint32_t n;                   /* QUEUED */
     uint32_t done, total, cached; /* PREFILL */
     uint32_t id;                  /* TOKEN */
     float logprob;
@@ -64,7 +69,8 @@ typedef struct dd_run {
     size_t n_ids;
     const uint32_t *marks; /* [n_marks] positions in ids: delta_session_mark() */
     size_t n_marks;
-    uint32_t ctx_tokens; /* room the timeline needs */
+    uint32_t ctx_tokens;     /* what the timeline may come to */
+    uint32_t reserve_tokens; /* room it must have to begin */
     bool generate;
     bool is_background; /* for rows that nobody wants, on a place that anybody may take: it is
                            cancelled then, as it is if there is none. Without generate and keep */
@@ -102,8 +108,8 @@ void dd_timeline_pause(dd_timeline *t, bool paused);
 /* A timeline like `from`, to keep, with what that holds when the engine thread comes to it: a run says
  * how much of it stays. If there is no memory for it then its first run ends with an error. */
 dd_timeline *dd_timeline_fork(dd_timeline *from);
-/* Leaves the device until its next run; a no-op while one runs. */
-void dd_timeline_park(dd_timeline *t);
+/* Whether it left the device for somebody who needed its place, or was never there. */
+bool dd_timeline_is_parked(const dd_timeline *t);
 /* What it has computed is given up last. */
 void dd_timeline_pin(dd_timeline *t, bool pinned);
 /* Saves its state; ends with a SAVED note of this id, until which what *o points to must stay. One at a time

@@ -422,9 +422,10 @@ static int launch(dd_live *l, dd_status *st)
         l->think_end = delta_tokenizer_added_id(dd_engine_tokenizer(s->engine), "</think>");
     }
     const uint64_t owner = dd_reuse_owner(l);
-    uint32_t ctx = n + (generates ? q->stopping.max_tokens : 0);
+    uint32_t reserve = 0, ctx = n + (generates ? q->stopping.max_tokens : 0);
     if (l->session) {
-        ctx = ctx < l->session->ctx_wanted ? l->session->ctx_wanted : ctx;
+        reserve = l->session->ctx_wanted < max ? l->session->ctx_wanted : max;
+        ctx = ctx < reserve ? reserve : ctx;
         ctx = ctx > max ? max : ctx;
         if (!l->session->timeline) {
             l->session->timeline = dd_timeline_new(s->engine, owner, true);
@@ -455,6 +456,7 @@ static int launch(dd_live *l, dd_status *st)
                          .marks = l->marks,
                          .n_marks = l->n_marks,
                          .ctx_tokens = ctx ? ctx : 1,
+                         .reserve_tokens = reserve,
                          .generate = generates,
                          .priority = q->priority,
                          .user = dd_peer_key(&l->peer),
@@ -927,8 +929,8 @@ void dd_live_note(dd_service *s, const dd_note *n)
     case DD_NOTE_QUEUED:
         s->n_waiting += !l->is_waiting;
         l->is_waiting = true;
-        if (dd_sessions_evict(s, n->n_parks))
-            break; /* there will be room soon */
+        if (l->is_started)
+            break; /* it was preempted */
         if (s->n_waiting > s->o.config->limits.max_queue) {
             dd_status st;
             dd_status_set(&st, DD_RESOURCE_EXHAUSTED, "QUEUE_FULL", "%u requests are waiting",
@@ -949,8 +951,9 @@ void dd_live_note(dd_service *s, const dd_note *n)
         if (l->is_waiting)
             s->n_waiting--;
         l->is_waiting = false;
+        if (!l->is_started)
+            l->started_ns = de_now_ns();
         l->is_started = true;
-        l->started_ns = de_now_ns();
         break;
     case DD_NOTE_PREFILL:
         if (l->req.include_prefill)

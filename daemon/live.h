@@ -78,7 +78,6 @@ struct dd_service {
     uint64_t next_run;
     dd_session *sessions;
     uint32_t n_sessions, n_pinned;
-    uint32_t n_parks;   /* dd_timeline_park() so far */
     dd_export *exports; /* of export.c */
     uint32_t n_exports;
     dd_save *saves; /* of saves.c */
@@ -118,7 +117,6 @@ struct dd_session {
     bool is_whole;               /* it holds the reasoning of all of them */
     bool is_keeping, is_changed; /* of keep.c: it is being written; it changed since that began */
     bool is_pinned;
-    bool is_parked; /* it left the device for somebody who waited */
     bool needs_end; /* the last turn was cut before its <|im_end|> */
     bool is_open;   /* the last tool message was left open */
     uint32_t n_tokens, ctx_tokens, ctx_wanted;
@@ -301,10 +299,6 @@ void dd_session_end(dd_live *l, const dd_note *n);
 uint8_t *dd_session_answer(dd_live *l, size_t *ret_len); /* of Create and Append */
 void dd_session_call(dd_service *s, dd_rpc *r, const uint8_t *msg, size_t len);
 void dd_sessions_timer(dd_service *s, uint64_t now, uint64_t *next);
-/* Somebody waits for room: the session that was idle longest leaves the device, a pinned one when no
- * other is left; but first those that were asked to must have gone: n_parks is of the note that says so.
- * false: there is none. */
-bool dd_sessions_evict(dd_service *s, uint32_t n_parks);
 void dd_sessions_free(dd_service *s);
 /* A session as it was kept, without its messages; NULL: no memory. */
 dd_session *dd_session_restore(dd_service *s, const dd_saved *x, const dd_peer *owner);

@@ -205,7 +205,7 @@ static void on_stats(dd_service *s, dd_rpc *r)
     for (const dd_live *l = s->live; l; l = l->next)
         if (l->kept_until_ns)
             continue; /* ended, and kept for Resume */
-        else if (l->is_started)
+        else if (l->is_started && !l->is_waiting)
             x.running++;
         else
             x.queued++;

@@ -221,7 +221,6 @@ int dd_session_begin(dd_live *l, dd_status *st)
         return -1;
     l->session = x;
     x->busy = l;
-    x->is_parked = false;
     x->used_ns = de_now_ns();
     if (l->method == DD_M_CHAT && !q->has_thinking)
         q->thinking = x->thinking;
@@ -269,24 +268,6 @@ int dd_session_begin(dd_live *l, dd_status *st)
         r = -1;
     }
     return r;
-}
-
-bool dd_sessions_evict(dd_service *s, uint32_t n_parks)
-{
-    dd_session *oldest = NULL;
-    if (n_parks != s->n_parks)
-        return true; /* the run has not been tried since the last one went */
-    for (dd_session *x = s->sessions; x; x = x->next)
-        if (x->timeline && !x->is_parked && !x->busy &&
-            (!oldest || (x->is_pinned != oldest->is_pinned ? oldest->is_pinned
-                                                           : x->used_ns < oldest->used_ns)))
-            oldest = x;
-    if (oldest) {
-        dd_timeline_park(oldest->timeline);
-        s->n_parks++;
-        oldest->is_parked = true;
-    }
-    return oldest != NULL;
 }
 
 static int add_answer(dd_live *l, const dd_note *note)
@@ -404,7 +385,7 @@ static dd_session_view view(const dd_session *x)
                               .ctx_tokens = x->ctx_tokens,
                               .owner_uid = x->owner.uid,
                               .busy = x->busy != NULL,
-                              .parked = x->is_parked,
+                              .parked = x->timeline && dd_timeline_is_parked(x->timeline),
                               .pinned = x->is_pinned,
                               .age_ns = now - x->created_ns,
                               .idle_ns = x->busy ? 0 : now - x->used_ns,
@@ -679,7 +660,6 @@ static dd_session *fork_session(dd_service *s, const dd_session *x, const dd_req
         to->n_tokens = x->n_tokens;
         to->needs_end = x->needs_end;
         to->is_open = x->is_open;
-        to->is_parked = true;
     }
     if (bad) {
         (void)out_of_memory(st);

@@ -555,9 +555,9 @@ int ctl_status(ctl *c, int argc, char **argv)
                (double)i->weights_bytes * 1e-6, (double)i->kv_bytes * 1e-6,
                (double)i->state_bytes * 1e-6, (double)i->workspace_bytes * 1e-6);
         printf("requests  %" PRIu32 " running, %" PRIu32 " queued, %" PRIu64 " so far (%" PRIu64
-               " cancelled, %" PRIu64 " failed)\n",
+               " cancelled, %" PRIu64 " failed, %" PRIu64 " times one made room)\n",
                s->requests_running, s->requests_queued, s->requests_total, s->requests_cancelled,
-               s->requests_failed);
+               s->requests_failed, s->preemptions_total);
         printf("slots     %" PRIu32 " of %" PRIu32 " used, pages %" PRIu64 " of %" PRIu64
                ", named sessions %" PRIu32 "\n",
                s->slots_used, s->slots_total, s->pages_used, s->pages_total, s->sessions_open);

@@ -237,7 +237,7 @@ static uint64_t host_bytes(const delta_engine *e)
 {
     const uint64_t n = e->info.max_sessions;
     return (uint64_t)e->max_seqs * e->info.n_vocab * sizeof *e->logits +
-           de_sample_scratch_bytes(e->info.n_vocab) + n * e->text_bytes +
+           de_sample_scratch_bytes(e->info.n_vocab) + (n + 1) * e->text_bytes +
            (uint64_t)e->max_seqs * sizeof *e->tops + n * DE_EVENTS_PER_SESSION * sizeof *e->events +
            n * ((uint64_t)e->info.n_vocab * sizeof(float) + sizeof(delta_session)) +
            (uint64_t)e->step_tokens * (sizeof *e->row_tokens + sizeof *e->row_pos);
@@ -368,7 +368,7 @@ static int allocate_workspace(delta_engine *e, const de_model_options *mo, delta
                                       (size_t)e->max_seqs * e->info.n_vocab * sizeof *e->logits);
     e->tops = calloc(e->max_seqs, sizeof *e->tops);
     e->events = calloc(n * DE_EVENTS_PER_SESSION, sizeof *e->events);
-    e->text = calloc(n, e->text_bytes);
+    e->text = calloc(n + 1, e->text_bytes);
     e->top = calloc(n * DELTA_MAX_TOP_LOGPROBS, sizeof *e->top);
     e->allowed = calloc(e->info.n_vocab / 32 + 1, sizeof *e->allowed);
     if (!e->by_seat || !e->row_tokens || !e->row_pos || !e->items || !e->of_item || !e->order ||

@@ -71,7 +71,9 @@ struct delta_engine {
     uint32_t *allowed;   /* [n_vocab / 32 + 1] the mask of one row */
     delta_event *events; /* [max_sessions * DE_EVENTS_PER_SESSION] */
     size_t n_events;
-    char *text; /* [max_sessions, text_bytes]: what the events of a seat's session point to */
+    char *
+        text; /* [max_sessions + 1, text_bytes]: what the events of a seat's session point to; one more
+                   for a session without a seat that is ended */
     size_t text_bytes;
     delta_top_logprob *top; /* [max_sessions, DELTA_MAX_TOP_LOGPROBS] */
 
@@ -89,6 +91,7 @@ struct delta_session {
     uint32_t *pages; /* [n_pages] */
     uint32_t n_pages;
     uint32_t room;     /* tokens reserved */
+    uint32_t limit;    /* of the timeline, where that is more; or 0 */
     uint32_t capacity; /* of tokens, cuts and marks */
     uint32_t *tokens;  /* [capacity] */
     uint8_t *cuts;     /* [capacity / 8 + 1] bit i: an append ended before token i */
@@ -116,6 +119,7 @@ struct delta_session {
 
     /* this turn: from the first append or generate after the last FINISHED */
     bool in_turn;
+    bool goes_on;                           /* it was parked in this turn */
     uint32_t turn_cached;                   /* tokens that were in the state when it began */
     uint32_t turn_shared;                   /* tokens of it that some kept prefix begins with */
     uint64_t work_ns;                       /* start of the running piece of prefill, or 0 */
@@ -175,6 +179,13 @@ void de_disk_forget(delta_engine *e, uint64_t owner, const uint32_t *ids, uint32
                     uint32_t from);
 void de_disk_stats(const delta_engine *e, delta_engine_stats *s);
 void de_disk_free(delta_engine *e);
+
+/* Tokens that must be reserved for its next step. */
+static inline uint32_t de_session_needs(const delta_session *s)
+{
+    const uint32_t next = s->n + DE_TOKENS_PER_STEP, end = s->n_prompt + s->max_tokens;
+    return !s->generating ? s->n : next < end ? next : end;
+}
 
 static inline bool de_session_has_work(const delta_session *s)
 {

@@ -178,15 +178,17 @@ static void begin(delta_session *s)
     else if (s->in_turn)
         return;
     s->in_turn = true;
+    s->goes_on = false;
     s->turn_cached = s->turn_shared = s->computed;
     s->work_ns = s->prefill_ns = 0;
     s->n_generated = 0;
 }
 
-/* What a pinned session left to the cache goes last. */
+/* What was left to the cache by a pinned session, or one in the middle of its work, goes last. */
 static void guard(delta_session *s)
 {
-    if (s->is_pinned && !de_session_is_resident(s) && de_session_uses_cache(s) && s->n)
+    if ((s->is_pinned || s->goes_on) && !de_session_is_resident(s) && de_session_uses_cache(s) &&
+        s->n)
         de_prefix_guard(&s->engine->prefix, s->owner, s->tokens, s->n, &s->guard_end,
                         &s->guard_serial);
 }
@@ -232,7 +234,8 @@ static int make_resident(delta_session *s, uint32_t ctx_tokens, delta_error *err
     if (r < 0)
         return r;
     unguard(s); /* it has a copy */
-    e->stats.cache_tokens += s->computed;
+    if (!s->goes_on)
+        e->stats.cache_tokens += s->computed;
     s->active_ns = e->prefix.now_ns;
     s->seat = seat;
     e->by_seat[seat] = s;
@@ -245,8 +248,11 @@ static int make_resident(delta_session *s, uint32_t ctx_tokens, delta_error *err
             s->appended_from = s->computed;
         s->appended_end = s->n;
     }
-    s->turn_cached = s->computed;
-    s->turn_shared = shared > s->computed ? shared : s->computed;
+    if (!s->goes_on) {
+        s->turn_cached = s->computed;
+        s->turn_shared = shared > s->computed ? shared : s->computed;
+    }
+    s->goes_on = false;
     return 0;
 }
 
@@ -289,8 +295,9 @@ bool de_session_keep(delta_session *s, bool copy)
         if (de_model_slot_copy(e->model, s->slot, slot, &e->fault) < 0)
             return false;
     } else {
-        if (s->computed - de_prefix_reach(&e->prefix, s->owner, s->tokens, s->computed) <
-            DE_MARK_GAIN)
+        if (!s->generating &&
+            s->computed - de_prefix_reach(&e->prefix, s->owner, s->tokens, s->computed) <
+                DE_MARK_GAIN)
             return false;
     }
     const bool is_kept =
@@ -307,6 +314,7 @@ void delta_session_park(delta_session *s)
         return;
     if (!de_session_has_work(s))
         s->appended_from = s->appended_end = 0;
+    s->goes_on = s->in_turn && de_session_has_work(s);
     if (!de_session_keep(s, false))
         de_gdn_slots_give(&e->slots, s->slot);
     de_kv_pages_give(&e->kv, s->pages, s->n_pages);
@@ -433,7 +441,7 @@ int delta_session_rewind(delta_session *s, uint32_t n_tokens, delta_error *err)
     guard(s);
     s->has_logits = false;
     s->appended_from = s->appended_end = 0;
-    s->in_turn = false;
+    s->in_turn = s->goes_on = false;
     return 0;
 }
 
@@ -486,14 +494,14 @@ int delta_session_generate(delta_session *s, const delta_sampling *sampling,
     if (s->computed == s->n && !s->has_logits)
         return delta_fail(err, DELTA_ESTATE,
                           "the last prefill was cut short: append before generating");
-    if (s->n >= s->room)
+    if (s->n >= s->room && s->n >= s->limit)
         return delta_fail(err, DELTA_ELIMIT, "all %u tokens reserved are used", s->room);
     int r = delta_sampling_check(sampling, e->info.n_vocab, err);
     if (r == 0)
         r = delta_stopping_check(stopping, e->info.n_vocab, err);
     if (r < 0)
         return r;
-    const uint32_t room = s->room - s->n;
+    const uint32_t room = (s->limit > s->room ? s->limit : s->room) - s->n;
     const uint32_t max = stopping->max_tokens < room ? stopping->max_tokens : room;
     de_sampler sampler;
     r = de_sampler_start(&sampler, sampling, e->info.n_vocab, s->tokens, s->n, max, err);
@@ -516,6 +524,17 @@ int delta_session_generate(delta_session *s, const delta_sampling *sampling,
     s->first_ns = s->last_ns = 0;
     s->generating = true;
     return 0;
+}
+
+void delta_session_set_limit(delta_session *s, uint32_t ctx_tokens)
+{
+    s->limit = ctx_tokens < s->engine->info.ctx_max ? ctx_tokens : s->engine->info.ctx_max;
+}
+
+uint32_t delta_session_short(const delta_session *s)
+{
+    const uint32_t needs = de_session_needs(s);
+    return needs > s->room ? needs : 0;
 }
 
 void delta_session_cancel(delta_session *s)

@@ -119,7 +119,7 @@ static void finish(delta_session *s, enum delta_finish reason, uint32_t stop,
     if (s->generating)
         de_guide_done(&s->guide);
     s->generating = false;
-    s->in_turn = false;
+    s->in_turn = s->goes_on = false;
     s->work_ns = 0;
     s->waited = 0;
 }
@@ -144,6 +144,21 @@ static void finish_cancelled(delta_session *s)
     finish(s, DELTA_FINISH_CANCELLED, 0, NULL);
 }
 
+void delta_session_abort(delta_session *s, const delta_event **ret_events, size_t *ret_n)
+{
+    delta_engine *e = s->engine;
+    e->n_events = 0;
+    if (!de_session_is_resident(s) && de_session_has_work(s)) {
+        s->seat = e->info.max_sessions; /* nobody's: for the text that was held back */
+        s->text_used = 0;
+        atomic_store(&s->cancel, false);
+        finish_cancelled(s);
+        s->seat = UINT32_MAX;
+    }
+    *ret_events = e->events;
+    *ret_n = e->n_events;
+}
+
 /* ---- plan and batch ---- */
 
 /* Rows of s up to where a cut must be: the end of an append. */
@@ -157,7 +172,8 @@ static uint32_t segment(const delta_session *s)
 
 static bool wants_rows(const delta_session *s)
 {
-    return s && !s->paused && de_session_has_work(s) && s->computed < s->n && s->n <= s->room;
+    return s && !s->paused && de_session_has_work(s) && s->computed < s->n &&
+           de_session_needs(s) <= s->room;
 }
 
 static uint32_t plan(delta_engine *e)
@@ -170,7 +186,8 @@ static uint32_t plan(delta_engine *e)
         delta_session *s = e->by_seat[i];
         if (!wants_rows(s) || (s->is_background && !is_idle))
             continue;
-        const bool decodes = s->generating && s->n_generated > 0;
+        const bool decodes =
+            s->generating && s->n_generated > 0 && s->n - s->computed <= DE_TOKENS_PER_STEP;
         n_decode += decodes ? s->n - s->computed : 0;
         e->of_item[n] = s;
         e->items[n++] = (de_plan_item){ .start = s->computed,
@@ -386,14 +403,16 @@ static void advance(delta_session *s, const de_batch_seq *q, uint64_t now)
         if (!de_prefix_add(&e->prefix, s->owner, s->tokens, q->marks[i].end, s->pages,
                            q->marks[i].slot))
             de_gdn_slots_give(&e->slots, q->marks[i].slot);
-    if (prefill) {
+    if (prefill)
+        e->stats.prefill_tokens += rows;
+    if (prefill &&
+        !(s->generating && s->n_generated)) { /* or it was parked in the middle of an answer */
         delta_event *v = push_event(s, DELTA_EVENT_PREFILL);
         const uint32_t done = s->computed > s->appended_from ? s->computed - s->appended_from : 0;
         v->prefill.done = done;
         v->prefill.total = s->appended_end - s->appended_from;
         v->prefill.cached =
             s->turn_cached > s->appended_from ? s->turn_cached - s->appended_from : 0;
-        e->stats.prefill_tokens += rows;
     }
     if (s->computed < s->n)
         return;
@@ -434,7 +453,7 @@ int delta_step(delta_engine *e, const delta_event **ret_events, size_t *ret_n, d
     bool worked = false;
     for (uint32_t i = 0; i < e->info.max_sessions; i++) {
         delta_session *s = e->by_seat[i];
-        if (s && s->generating && s->has_logits && !s->paused) {
+        if (s && s->generating && s->has_logits && !s->paused && de_session_needs(s) <= s->room) {
             sample(s, s->saved_logits, NULL);
             worked = true;
         }

@@ -66,7 +66,7 @@ struct delta_session {
     void *user;
     uint32_t index;
     uint32_t *tokens;
-    uint32_t n, computed, room, capacity, said; /* said: where the last generation ended */
+    uint32_t n, computed, room, limit, capacity, said; /* said: where the last generation ended */
     uint32_t appended_from, sampled_end;
     atomic_bool cancel;
     bool paused, generating, in_turn;
@@ -249,6 +249,7 @@ int delta_session_reserve(delta_session *s, uint32_t ctx_tokens, delta_error *er
     if (ctx_tokens == 0 || ctx_tokens > e->info.ctx_max || ctx_tokens < s->n)
         return delta_fail(err, DELTA_EINVALID, "ctx_tokens %u is not in 1..%u", ctx_tokens,
                           e->info.ctx_max);
+    ctx_tokens = ctx_tokens > s->limit ? ctx_tokens : s->limit;
     if (ctx_tokens <= s->room)
         return 0;
     uint32_t index = 0;
@@ -304,6 +305,18 @@ void delta_session_park(delta_session *s)
     s->engine->pages_used -= pages(s->room);
     s->room = 0;
     s->index = UINT32_MAX;
+}
+
+/* It has pages for all of the limit as soon as it has a place. */
+void delta_session_set_limit(delta_session *s, uint32_t ctx_tokens)
+{
+    s->limit = ctx_tokens;
+}
+
+uint32_t delta_session_short(const delta_session *s)
+{
+    (void)s;
+    return 0;
 }
 
 void delta_session_set_background(delta_session *s, bool background)
@@ -556,6 +569,15 @@ static void finish_cancelled(delta_session *s)
 {
     s->n = s->computed > s->sampled_end ? s->computed : s->sampled_end;
     finish(s, DELTA_FINISH_CANCELLED, 0);
+}
+
+void delta_session_abort(delta_session *s, const delta_event **ret_events, size_t *ret_n)
+{
+    s->engine->n_events = 0;
+    if (s->index == UINT32_MAX && delta_session_busy(s))
+        finish_cancelled(s);
+    *ret_events = s->engine->events;
+    *ret_n = s->engine->n_events;
 }
 
 static bool is_stop(const delta_session *s, uint32_t id)

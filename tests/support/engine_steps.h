@@ -23,12 +23,9 @@ typedef struct result {
     delta_error error;
 } result;
 
-static int step(delta_engine *e)
+static void note_events(const delta_event *v, size_t n)
 {
-    const delta_event *v;
-    size_t n;
-    int r = delta_step(e, &v, &n, NULL);
-    for (size_t i = 0; r == 0 && i < n; i++) {
+    for (size_t i = 0; i < n; i++) {
         result *x = v[i].user;
         CHECK(!x->finished);
         switch (v[i].kind) {
@@ -56,6 +53,15 @@ static int step(delta_engine *e)
             break;
         }
     }
+}
+
+static int step(delta_engine *e)
+{
+    const delta_event *v;
+    size_t n;
+    int r = delta_step(e, &v, &n, NULL);
+    if (r == 0)
+        note_events(v, n);
     return r < 0 ? r : (int)n;
 }
 

@@ -133,6 +133,12 @@ static void work(delta_engine *e, one *all, uint32_t steps)
     uint32_t idle = 0; /* steps may compute without a word */
     for (uint32_t i = 0; steps == 0 || i < steps; i++) {
         delta_engine_stats st;
+        for (int k = 0; k < SESSIONS; k++) { /* more room, or none at all for now */
+            const uint32_t needs = all[k].s ? delta_session_short(all[k].s) : 0;
+            if (needs && delta_session_resident(all[k].s) &&
+                delta_session_reserve(all[k].s, needs, NULL) < 0)
+                delta_session_park(all[k].s);
+        }
         const int n = step(e);
         work_disk(e);
         CHECK(n >= 0);
@@ -194,14 +200,18 @@ static void random_operations(delta_engine *e, uint32_t operations,
             delta_session_mark(o->s, rnd(o->n + 1));
             break;
         }
-        case 2: { /* say something */
+        case 2: {                                                  /* say something */
+            if (o->is_generating && !delta_session_resident(o->s)) /* it was parked in the middle */
+                n_busy += delta_session_reserve(o->s, o->n + 20 > CTX ? CTX : o->n + 20, NULL) < 0;
             if (o->n == 0 || o->is_generating)
                 break;
             if (delta_session_fetch(o->s) && rnd(2))
                 break; /* another time, when it is there */
             fetch(e, o->s);
             delta_error err = { 0 };
-            int r = delta_session_reserve(o->s, o->n + 20 > CTX ? CTX : o->n + 20, &err);
+            const uint32_t most = o->n + 20 > CTX ? CTX : o->n + 20;
+            delta_session_set_limit(o->s, most);
+            int r = delta_session_reserve(o->s, rnd(2) ? most : o->n, &err);
             if (r == DELTA_EBUSY) {
                 n_busy++;
                 break;
@@ -237,7 +247,14 @@ static void random_operations(delta_engine *e, uint32_t operations,
             break;
         }
         case 6:
-            delta_session_cancel(o->s);
+            if (delta_session_resident(o->s)) {
+                delta_session_cancel(o->s);
+            } else {
+                const delta_event *events;
+                size_t n;
+                delta_session_abort(o->s, &events, &n);
+                note_events(events, n);
+            }
             work(e, all, 1);
             break;
         case 7:

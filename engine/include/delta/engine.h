@@ -95,7 +95,8 @@ typedef struct delta_engine_stats {
     uint64_t disk_writes, disk_reads;    /* checkpoints written; fetched for sessions */
     uint64_t disk_evictions;
     bool disk_is_writing, disk_is_reading;
-    uint32_t disk_waiting; /* for its caller to fill: runs that wait for a fetch */
+    uint32_t disk_waiting; /* for its caller to fill: runs that wait for a fetch ... */
+    uint64_t preemptions;  /* ... and runs that were parked for another, so far */
 } delta_engine_stats;
 
 /* Opens the model and allocates everything the engine will ever need.

@@ -39,6 +39,7 @@ extern "C" {
 #endif
 
 typedef struct delta_session delta_session; /* fields live in api/session.c */
+typedef struct delta_event delta_event;     /* step.h */
 
 #define DELTA_OWNER_NONE UINT64_MAX /* finds nothing in the cache and leaves nothing there */
 enum { DELTA_CACHE_CHUNK = 64 };    /* states at marks are kept at multiples of so many tokens */
@@ -74,9 +75,20 @@ bool delta_session_resident(const delta_session *s);
  * its way; work delta_cache_work() and ask again. false: nothing is to be waited for. */
 bool delta_session_fetch(delta_session *s);
 
+/* How long the timeline may become, of which a part is reserved yet; 0, at first: the reservation. Of the
+ * next delta_session_generate(). */
+void delta_session_set_limit(delta_session *s, uint32_t ctx_tokens);
+/* The reservation that a generation under such a limit needs to go on; it gets no rows before it has
+ * that. 0: it has room for its next step. */
+uint32_t delta_session_short(const delta_session *s);
+
 /* Leaves the device, the state and the pages to the cache; the timeline stays, and a generation
- * goes on when there is room again. No-op if it is not resident. */
+ * goes on when there is room again: with the same bits, if what it left is still there, and that is
+ * given up after what nobody waits for. No-op if it is not resident. */
 void delta_session_park(delta_session *s);
+/* Ends what was asked of a session that was parked, as a cancel that of a resident one; the events are
+ * valid until the next step, or the next call of this. None if nothing was asked of it, or it is resident. */
+void delta_session_abort(delta_session *s, const delta_event **ret_events, size_t *ret_n);
 
 /* Shortens the timeline to its first n_tokens; the next reserve finds the best place to go on from.
  * What was appended and never computed goes first, where it is not resident.
@@ -91,8 +103,8 @@ int delta_session_rewind(delta_session *s, uint32_t n_tokens, delta_error *err);
 int delta_session_fork(delta_session *s, void *user, delta_session **ret_s, delta_error *err);
 
 /* Starts sampling after the last token. The parameters are checked and copied.
- * max_tokens beyond the reservation is cut to it (the session then finishes
- * with LENGTH).
+ * max_tokens beyond the reservation, or the limit, is cut to it (the session
+ * then finishes with LENGTH).
  *   DELTA_ESTATE   the timeline is empty, it is not resident, a generation runs, or the last prefill
  *                  was cancelled or a row of logits was bad (append first)
  *   DELTA_ELIMIT   the reservation is full

@@ -32,7 +32,7 @@ typedef struct delta_top_logprob {
     float logprob;
 } delta_top_logprob;
 
-typedef struct delta_event {
+struct delta_event {
     enum delta_event_kind kind;
     delta_session *session;
     void *user;
@@ -62,7 +62,7 @@ typedef struct delta_event {
             delta_error error;
         } finished;
     };
-} delta_event;
+};
 
 /* Takes one step. *ret_events (borrowed, valid until the next call, also when a session of them
  * is freed before) has *ret_n

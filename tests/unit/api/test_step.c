@@ -117,6 +117,81 @@ TEST(a_budget_ends_with_its_generation)
     delta_engine_free(e);
 }
 
+/* A generation that gets its room as it goes, and leaves the device twice, says what one says that has all at once. */
+TEST(a_generation_grows_and_is_parked_in_the_middle)
+{
+    static result x, y;
+    const delta_event *events;
+    size_t n_events;
+    delta_engine *e = open_engine(2, 4096, 64);
+    delta_session *s = new_session(e, 600, &x);
+    append_count(s, 150, 1);
+    generate(s, 200);
+    run(e, s);
+    CHECK_EQ(x.n, 200);
+    delta_session_free(s);
+
+    s = new_session(e, 160, &y);
+    append_count(s, 150, 1);
+    delta_session_set_limit(s, 350);
+    CHECK_EQ(delta_session_generate(s, &greedy, &(delta_stopping){ .max_tokens = 300 }, NULL), 0);
+    uint32_t grown = 0, parked = 0;
+    for (int i = 0; i < 2000 && delta_session_busy(s); i++) {
+        const uint32_t needs = delta_session_short(s), had = y.n;
+        if (needs) {
+            CHECK_EQ(step(e), 0); /* it waits */
+            CHECK_EQ(y.n, had);
+            CHECK_EQ(delta_session_reserve(s, needs, NULL), 0);
+            CHECK_EQ(delta_session_short(s), 0);
+            grown++;
+        }
+        if ((y.n == 3 && parked == 0) || (y.n == 90 && parked == 1)) {
+            delta_session_park(s);
+            parked++;
+            CHECK_EQ(step(e), 0);
+            CHECK(delta_session_busy(s) && !delta_session_resident(s));
+            y.prefill_done = 0;
+            CHECK_EQ(delta_session_reserve(s, 150 + y.n, NULL), 0);
+            CHECK_EQ(delta_session_computed(s),
+                     150 + y.n - 1); /* nothing of it is computed again */
+            continue;
+        }
+        CHECK(step(e) >= 0);
+    }
+    CHECK(grown > 5);
+    CHECK_EQ(parked, 2);
+    CHECK_EQ(y.prefill_done, 0); /* no word of a prompt in the middle of an answer */
+    CHECK_EQ(y.reason, DELTA_FINISH_LENGTH);
+    CHECK_EQ(y.n, 200);
+    CHECK_MEM(y.ids, 200 * sizeof *y.ids, x.ids, 200 * sizeof *x.ids);
+    CHECK_EQ(y.n_prompt, 150);
+    CHECK_EQ(y.n_generated, 200);
+    CHECK_EQ(y.n_cached, 0); /* and not what it found of its own */
+
+    /* One that is away can be ended there. */
+    delta_session_abort(s, &events, &n_events);
+    CHECK_EQ(n_events, 0);
+    y.finished = false;
+    append_count(s, 5, 7);
+    delta_session_set_limit(s, 400);
+    CHECK_EQ(delta_session_reserve(s, 380, NULL), 0);
+    generate(s, 30);
+    while (y.n < 204)
+        CHECK(step(e) >= 0);
+    delta_session_park(s);
+    delta_session_abort(s, &events, &n_events);
+    note_events(events, n_events);
+    CHECK(y.finished);
+    CHECK_EQ(y.reason, DELTA_FINISH_CANCELLED);
+    CHECK_EQ(y.n_generated, 4);
+    size_t n = 0;
+    (void)delta_session_tokens(s, &n);
+    CHECK_EQ(n, 350 + 5 + 4);
+    CHECK(!delta_session_busy(s));
+    delta_session_free(s);
+    delta_engine_free(e);
+}
+
 TEST(open_refuses_options_that_cannot_be)
 {
     const struct {
