@@ -327,7 +327,7 @@ static void close_session(chat *ch)
     }
     Deltad__V1__CloseSessionRequest q = DELTAD__V1__CLOSE_SESSION_REQUEST__INIT;
     q.session_id = ch->session_id;
-    ProtobufCMessage *m;
+    ProtobufCMessage *m = NULL;
     dc_status st;
     if (dc_unary(ch->c->client, DC_CLOSE_SESSION, &q.base,
                  &deltad__v1__close_session_response__descriptor, 0, &m, &st) == 0)

@@ -38,7 +38,7 @@ typedef struct de_disk {
     delta_cache_options o;
     de_store *store;
     de_record_kind kind;
-    uint8_t *buffers;       /* the writer's, the reader's */
+    uint8_t *buffers;       /* the writer's, the readers' */
     uint32_t *ids, *pages;  /* [ctx_max + 1], [ctx_max / DE_PAGE + 2]: scratch */
     uint64_t look_ns;       /* of the next look for idle nodes */
     bool is_broken;         /* the last write failed; that was told */
@@ -386,24 +386,24 @@ bool de_disk_fetch(delta_engine *e, delta_session *s, uint32_t most)
 static void work_in(delta_engine *e)
 {
     de_disk *d = e->disk;
-    const enum de_store_phase phase = de_store_read_phase(d->store);
+    enum de_store_phase phase;
+    int r = 0;
+    for (int k = 0; (phase = de_store_read_phase(d->store)) == DE_STORE_YOURS &&
+                    k < DE_STORE_READERS && r == 0;
+         k++) {
+        uint32_t page, n;
+        const uint8_t *from = de_store_read_has(d->store, &page, &n);
+        r = n ? 0 : de_model_slot_load(e->model, d->in.slot, from, &e->fault);
+        for (uint32_t i = 0; r == 0 && i < n; i++)
+            r = de_model_page_load(e->model, d->in.pages[page + i],
+                                   from + i * (size_t)e->prefix.page_bytes, &e->fault);
+        if (r == 0)
+            r = de_model_wait(e->model, &e->fault); /* the reader writes the buffer next */
+        if (r == 0)
+            de_store_read_next(d->store);
+    }
     if (phase == DE_STORE_DONE || phase == DE_STORE_FAILED)
         end_fetch(e);
-    if (phase != DE_STORE_YOURS)
-        return;
-    const uint8_t *from =
-        d->buffers + de_store_buffer_bytes(&(de_record_kind){ .slot_bytes = e->prefix.slot_bytes,
-                                                              .page_bytes = e->prefix.page_bytes });
-    uint32_t page, n;
-    de_store_read_has(d->store, &page, &n);
-    int r = n ? 0 : de_model_slot_load(e->model, d->in.slot, from, &e->fault);
-    for (uint32_t i = 0; r == 0 && i < n; i++)
-        r = de_model_page_load(e->model, d->in.pages[page + i],
-                               from + i * (size_t)e->prefix.page_bytes, &e->fault);
-    if (r == 0)
-        r = de_model_wait(e->model, &e->fault); /* the reader writes the buffer next */
-    if (r == 0)
-        de_store_read_next(d->store);
 }
 
 /* ---- from outside */
@@ -511,7 +511,7 @@ int delta_cache_open(delta_engine *e, const delta_cache_options *o, delta_error 
                  n_pages = n / DE_PAGE + 2;
     d->o = *o;
     d->o.folder = strdup(o->folder);
-    d->buffers = de_backend_host_alloc(e->backend, 2 * buffer);
+    d->buffers = de_backend_host_alloc(e->backend, (1 + DE_STORE_READERS) * buffer);
     d->ids = malloc(n * sizeof *d->ids);
     d->pages = malloc(n_pages * sizeof *d->pages);
     d->in.ids = malloc(n * sizeof *d->ids);
@@ -525,7 +525,7 @@ int delta_cache_open(delta_engine *e, const delta_cache_options *o, delta_error 
                                                .max_bytes = o->max_bytes,
                                                .kind = kind,
                                                .write_buffer = d->buffers,
-                                               .read_buffer = d->buffers + buffer },
+                                               .read_buffers = d->buffers + buffer },
                           &d->store, &found, err);
     if (r < 0) {
         de_disk_free(e);

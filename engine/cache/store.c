@@ -44,10 +44,20 @@ typedef struct worker {
     pthread_mutex_t
         lock; /* guards is_posted and is_ended; who sees is_posted as it wants it owns the rest */
     pthread_cond_t changed;
-    void (*run)(de_store *st);
-    de_store *st;
+    void (*run)(void *arg);
+    void *arg;
     bool is_posted, is_ended, has_thread;
 } worker;
+
+/* Reads a piece of a record. */
+typedef struct reader {
+    worker worker;
+    const de_store *st;
+    const entry *of;
+    uint32_t page, n; /* absolute; n == 0: the state */
+    uint8_t *buffer;
+    delta_error err;
+} reader;
 
 typedef struct removal {
     struct removal *next;
@@ -63,7 +73,7 @@ struct de_store {
     uint32_t n_adopted;
     de_store_stats stats;
 
-    worker writer, reader;
+    worker writer;
     struct {
         bool is_on;
         de_record r; /* tokens and sums are its own */
@@ -81,11 +91,10 @@ struct de_store {
     } w;
     struct {
         bool is_on;
-        entry *leaf, *of;           /* of: whose pages are read */
+        entry *leaf, *of;           /* of: whose pages come next */
         uint32_t first_page, until; /* absolute: [first_page, until) are to come */
-        uint32_t page, n;           /* the piece, absolute; n == 0: the state */
-        enum de_store_phase phase;
-        delta_error err;
+        uint64_t n_begun, n_taken;  /* pieces; the k-th is with reader k % DE_STORE_READERS */
+        reader by[DE_STORE_READERS];
     } r;
 };
 
@@ -424,7 +433,7 @@ static void *worker_main(void *arg)
         if (!w->is_posted)
             break;
         (void)pthread_mutex_unlock(&w->lock);
-        w->run(w->st);
+        w->run(w->arg);
         (void)pthread_mutex_lock(&w->lock);
         w->is_posted = false;
         (void)pthread_cond_broadcast(&w->changed);
@@ -433,9 +442,9 @@ static void *worker_main(void *arg)
     return NULL;
 }
 
-static int worker_start(worker *w, de_store *st, void (*run)(de_store *st), delta_error *err)
+static int worker_start(worker *w, void (*run)(void *arg), void *arg, delta_error *err)
 {
-    *w = (worker){ .run = run, .st = st };
+    *w = (worker){ .run = run, .arg = arg };
     if (pthread_mutex_init(&w->lock, NULL) != 0 || pthread_cond_init(&w->changed, NULL) != 0 ||
         pthread_create(&w->thread, NULL, worker_main, w) != 0)
         return delta_fail(err, DELTA_ENOMEM, "threads of the cache on disk");
@@ -626,8 +635,6 @@ static int publish(de_store *st, delta_error *err)
         fsync(st->w.fd) < 0)
         r = failed(st->w.torn, "writing", err);
     free(meta);
-    /* It will be read from the disk, if at all: others have more use for the memory. */
-    (void)posix_fadvise(st->w.fd, 0, 0, POSIX_FADV_DONTNEED);
     if (r == 0 && rename(st->w.torn, st->w.path) < 0)
         r = failed(st->w.path, "cannot be named", err);
     return r < 0 ? r : sync_folder(st->w.path, err);
@@ -660,8 +667,9 @@ static int write_piece(de_store *st, delta_error *err)
     return 0;
 }
 
-static void run_writer(de_store *st)
+static void run_writer(void *arg)
 {
+    de_store *st = arg;
     const bool is_last = st->w.n == 0;
     const int r = write_piece(st, &st->w.err);
     st->w.phase = r < 0 ? DE_STORE_FAILED : is_last ? DE_STORE_DONE : DE_STORE_YOURS;
@@ -726,6 +734,67 @@ static void hold_chain(entry *x, bool hold)
         x->refs += hold ? 1u : -1u;
 }
 
+static int read_piece(const reader *p, const char *path, delta_error *err)
+{
+    const de_record *x = &p->of->record;
+    const bool is_state = p->n == 0;
+    const uint64_t each = is_state ? x->head.kind.slot_bytes : x->head.kind.page_bytes;
+    const uint32_t first = is_state ? x->n_pages : p->page - x->first_page, n = is_state ? 1 : p->n;
+    const uint64_t at = p->of->base + x->pages_at + first * x->head.kind.page_bytes;
+    const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    int r = 0;
+    if (fd < 0 || !read_at(fd, p->buffer, n * each, at))
+        r = delta_fail(err, errno ? DELTA_EIO : DELTA_EFORMAT, "%s: at offset %llu: %s", path,
+                       (unsigned long long)at, errno ? strerror(errno) : "the file ends");
+    for (uint32_t i = 0; r == 0 && i < n; i++)
+        if (de_record_sum(&x->head, first + i, p->buffer + i * each, (size_t)each) !=
+            x->sums[first + i])
+            r = delta_fail(err, DELTA_EFORMAT, "%s: damaged at offset %llu", path,
+                           (unsigned long long)(at + i * each));
+    if (fd >= 0)
+        (void)close(fd);
+    return r;
+}
+
+static void run_reader(void *arg)
+{
+    reader *p = arg;
+    char *path = p->of->path ? strdup(p->of->path) : path_of(p->st, p->of->id);
+    p->err.code = path ? read_piece(p, path, &p->err)
+                       : delta_fail(&p->err, DELTA_ENOMEM, "%s: no memory", p->st->folder);
+    free(path);
+}
+
+static reader *reader_of(de_store *st, uint64_t piece)
+{
+    return &st->r.by[piece % DE_STORE_READERS];
+}
+
+/* The state first, then the pages from the end of the chain to its beginning. false: all have begun. */
+static bool begin_piece(de_store *st)
+{
+    reader *p = reader_of(st, st->r.n_begun);
+    uint32_t n = 0;
+    while (st->r.n_begun && st->r.until > st->r.first_page &&
+           st->r.of->record.first_page >= st->r.until)
+        st->r.of = st->r.of->parent;
+    if (st->r.n_begun) {
+        if (st->r.until <= st->r.first_page)
+            return false;
+        uint32_t from = st->r.of->record.first_page;
+        from = from > st->r.first_page ? from : st->r.first_page;
+        n = st->r.until - from < piece_pages(st) ? st->r.until - from : piece_pages(st);
+        st->r.until -= n;
+    }
+    p->of = st->r.of;
+    p->page = st->r.until;
+    p->n = n;
+    p->err = (delta_error){ 0 };
+    st->r.n_begun++;
+    worker_post(&p->worker);
+    return true;
+}
+
 int de_store_read_begin(de_store *st, uint64_t id, uint32_t first_page, delta_error *err)
 {
     assert(!st->r.is_on);
@@ -737,97 +806,60 @@ int de_store_read_begin(de_store *st, uint64_t id, uint32_t first_page, delta_er
     st->r.leaf = st->r.of = x;
     st->r.first_page = first_page;
     st->r.until = x->record.first_page + x->record.n_pages;
-    st->r.n = 0;
-    st->r.phase = DE_STORE_BUSY;
-    st->r.err = (delta_error){ 0 };
-    worker_post(&st->reader);
+    st->r.n_begun = st->r.n_taken = 0;
+    while (st->r.n_begun < DE_STORE_READERS && begin_piece(st))
+        ;
     return 0;
 }
 
 enum de_store_phase de_store_read_phase(de_store *st)
 {
+    reader *p = reader_of(st, st->r.n_taken);
     if (!st->r.is_on)
         return DE_STORE_NONE;
-    return worker_rests(&st->reader, false) ? st->r.phase : DE_STORE_BUSY;
+    if (st->r.n_taken == st->r.n_begun)
+        return DE_STORE_DONE;
+    if (!worker_rests(&p->worker, false))
+        return DE_STORE_BUSY;
+    return p->err.code < 0 ? DE_STORE_FAILED : DE_STORE_YOURS;
 }
 
-void de_store_read_has(const de_store *st, uint32_t *ret_page, uint32_t *ret_n)
+const uint8_t *de_store_read_has(const de_store *st, uint32_t *ret_page, uint32_t *ret_n)
 {
-    *ret_page = st->r.page;
-    *ret_n = st->r.n;
-}
-
-static int read_piece(de_store *st, const char *path, delta_error *err)
-{
-    const de_record *x = &st->r.of->record;
-    const bool is_state = st->r.n == 0;
-    const uint64_t each = is_state ? x->head.kind.slot_bytes : x->head.kind.page_bytes;
-    const uint32_t first = is_state ? x->n_pages : st->r.page - x->first_page,
-                   n = is_state ? 1 : st->r.n;
-    const uint64_t at = st->r.of->base + x->pages_at + first * x->head.kind.page_bytes;
-    const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
-    int r = 0;
-    if (fd < 0 || !read_at(fd, st->o.read_buffer, n * each, at))
-        r = delta_fail(err, errno ? DELTA_EIO : DELTA_EFORMAT, "%s: at offset %llu: %s", path,
-                       (unsigned long long)at, errno ? strerror(errno) : "the file ends");
-    for (uint32_t i = 0; r == 0 && i < n; i++)
-        if (de_record_sum(&x->head, first + i, st->o.read_buffer + i * each, (size_t)each) !=
-            x->sums[first + i])
-            r = delta_fail(err, DELTA_EFORMAT, "%s: damaged at offset %llu", path,
-                           (unsigned long long)(at + i * each));
-    if (fd >= 0) {
-        (void)posix_fadvise(fd, (off_t)at, (off_t)(n * each), POSIX_FADV_DONTNEED);
-        (void)close(fd);
-    }
-    return r;
-}
-
-static void run_reader(de_store *st)
-{
-    char *path = st->r.of->path ? strdup(st->r.of->path) : path_of(st, st->r.of->id);
-    int r = path ? read_piece(st, path, &st->r.err)
-                 : delta_fail(&st->r.err, DELTA_ENOMEM, "%s: no memory", st->folder);
-    st->r.phase = r < 0 ? DE_STORE_FAILED : DE_STORE_YOURS;
-    free(path);
+    const reader *p = &st->r.by[st->r.n_taken % DE_STORE_READERS];
+    *ret_page = p->page;
+    *ret_n = p->n;
+    return p->buffer;
 }
 
 void de_store_read_next(de_store *st)
 {
-    st->r.until = st->r.n ? st->r.page : st->r.until;
-    while (st->r.until > st->r.first_page && st->r.of->record.first_page >= st->r.until)
-        st->r.of = st->r.of->parent;
-    if (st->r.until <= st->r.first_page) {
-        st->r.phase = DE_STORE_DONE;
-        return;
-    }
-    uint32_t from = st->r.of->record.first_page;
-    from = from > st->r.first_page ? from : st->r.first_page;
-    const uint32_t left = st->r.until - from;
-    st->r.n = left < piece_pages(st) ? left : piece_pages(st);
-    st->r.page = st->r.until - st->r.n;
-    st->r.phase = DE_STORE_BUSY;
-    worker_post(&st->reader);
+    st->r.n_taken++;
+    (void)begin_piece(st); /* into the buffer that is free now */
 }
 
 int de_store_read_end(de_store *st, delta_error *err)
 {
     if (!st->r.is_on)
         return delta_fail(err, DELTA_ESTATE, "nothing is read");
-    (void)worker_rests(&st->reader, true);
+    for (int i = 0; i < DE_STORE_READERS; i++)
+        (void)worker_rests(&st->r.by[i].worker, true);
+    const enum de_store_phase phase = de_store_read_phase(st);
+    const reader *p = reader_of(st, st->r.n_taken);
     hold_chain(st->r.leaf, false);
     st->r.is_on = false;
-    if (st->r.phase == DE_STORE_DONE) {
+    if (phase == DE_STORE_DONE) {
         st->stats.reads++;
         (void)de_store_touch(st, st->r.leaf->id);
         return 0;
     }
-    if (st->r.phase != DE_STORE_FAILED)
+    if (phase != DE_STORE_FAILED)
         return delta_fail(err, DELTA_ECANCELLED, "given up");
     if (err)
-        *err = st->r.err;
-    if (st->r.err.code == DELTA_EFORMAT || st->r.err.code == DELTA_EIO)
-        (void)discard(st, st->r.of);
-    return st->r.err.code;
+        *err = p->err;
+    if (p->err.code == DELTA_EFORMAT || p->err.code == DELTA_EIO)
+        (void)discard(st, by_id(st, p->of->id));
+    return p->err.code;
 }
 
 /* ---- opening */
@@ -1105,9 +1137,13 @@ int de_store_open(const de_store_options *o, de_store **ret_st, de_store_found *
     if (r == 0)
         r = scan(st, ret_found, err);
     if (r == 0)
-        r = worker_start(&st->writer, st, run_writer, err);
-    if (r == 0)
-        r = worker_start(&st->reader, st, run_reader, err);
+        r = worker_start(&st->writer, run_writer, st, err);
+    for (int i = 0; r == 0 && i < DE_STORE_READERS; i++) {
+        reader *p = &st->r.by[i];
+        p->st = st;
+        p->buffer = o->read_buffers + (size_t)i * de_store_buffer_bytes(&o->kind);
+        r = worker_start(&p->worker, run_reader, p, err);
+    }
     if (r < 0) {
         de_store_close(st);
         return r;
@@ -1121,7 +1157,8 @@ void de_store_close(de_store *st)
     if (!st)
         return;
     worker_end(&st->writer);
-    worker_end(&st->reader);
+    for (int i = 0; i < DE_STORE_READERS; i++)
+        worker_end(&st->r.by[i].worker);
     if (st->w.is_on)
         (void)de_store_write_end(st, &(uint64_t){ 0 }, NULL); /* takes a torn file away */
     for (entry *x = st->first, *next; x; x = next) {

@@ -11,9 +11,10 @@
  * ago goes: a record that others hang on loses its state, any other goes whole; records of another
  * kind (another model) go before those of this one.
  *
- * One record is written and one is read at a time, in pieces that pass through a buffer each; whose
- * turn it is the phase says. Sums are made and checked, and files touched, by two threads of the
- * store's own, so that the caller never waits for a disk.
+ * One record is written and one is read at a time, in pieces that pass through buffers; whose turn it
+ * is the phase says. Sums are made and checked, and files touched, by threads of the store's own, one
+ * that writes and DE_STORE_READERS that read ahead, so that the caller never waits for a disk. What was read
+ * or written stays in the system's page cache: who comes back soon is read from there.
  *
  * The same writer makes saves: a file of the caller's choice with a text of the caller's, zeros to 4096
  * and a whole record without a parent. A save is checked by de_store_check(), and adopted: it is found
@@ -30,6 +31,7 @@ enum {
     DE_STORE_PIECE = 8 << 20, /* pages of one piece, about */
     DE_STORE_TOUCH_S = 60,    /* use is noted on the disk no more often */
     DE_STORE_ADOPTED = 64,
+    DE_STORE_READERS = 4,
 };
 
 typedef struct de_store de_store;
@@ -38,7 +40,8 @@ typedef struct de_store_options {
     const char *folder; /* is made if there is none */
     uint64_t max_bytes;
     de_record_kind kind;
-    uint8_t *write_buffer, *read_buffer; /* [de_store_buffer_bytes(&kind)] each */
+    uint8_t *write_buffer; /* [de_store_buffer_bytes(&kind)] */
+    uint8_t *read_buffers; /* [DE_STORE_READERS] such */
 } de_store_options;
 
 typedef struct de_store_stats {
@@ -113,7 +116,8 @@ int de_store_write_end(de_store *st, uint64_t *ret_id, delta_error *err);
 /* The state of a record and the pages of its prefix from first_page on. */
 int de_store_read_begin(de_store *st, uint64_t id, uint32_t first_page, delta_error *err);
 enum de_store_phase de_store_read_phase(de_store *st);
-void de_store_read_has(const de_store *st, uint32_t *ret_page, uint32_t *ret_n); /* 0: the state */
+/* The buffer, which is the caller's until the next call, and the pages in it: 0, it is the state. */
+const uint8_t *de_store_read_has(const de_store *st, uint32_t *ret_page, uint32_t *ret_n);
 void de_store_read_next(de_store *st);
 /* FAILED: the error; a damaged record was removed with what hangs on it. */
 int de_store_read_end(de_store *st, delta_error *err);

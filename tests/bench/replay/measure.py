@@ -105,9 +105,16 @@ def switch(target, o):
     """As many sessions of `context` as asked for, a turn in one after the other: the least recent one each time."""
     maker, out = Maker(target, o["seed"] + 2), {}
     for context in o["context"]:
-        made = [begin(target, maker, context) for _ in range(o["sessions"])]
+        made = []
+        for _ in range(o["sessions"]):
+            made.append(begin(target, maker, context))
+            time.sleep(o["pause"])
         before = target.cache_stats()
-        answers = [turn(target, s, maker.message(o["new"])) for _ in range(o["repeat"]) for s, _ in made]
+        answers = []
+        for _ in range(o["repeat"]):
+            for s, _ in made:
+                time.sleep(o["pause"])
+                answers.append(turn(target, s, maker.message(o["new"])))
         after = target.cache_stats()
         out[context] = {"cold": made[-1][1], "sessions": len(made), "first_token": account.times([a.arrivals_s[0] for a in answers]),
                         "computed": [a.prompt - a.cached for a in answers], "before": before, "after": after}

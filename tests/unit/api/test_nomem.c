@@ -61,7 +61,7 @@ TEST(opening_an_engine)
 }
 
 static char folder[] = "/tmp/test-nomem-XXXXXX", saved[64];
-static uint8_t piece[2][DE_STORE_PIECE];
+static uint8_t piece[1 + DE_STORE_READERS][DE_STORE_PIECE];
 
 static int finish_write(de_store *st, uint64_t *ret_id, delta_error *err)
 {
