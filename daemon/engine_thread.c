@@ -378,14 +378,29 @@ static bool preempt_for(dd_engine *e, const dd_timeline *t)
     return found != NULL;
 }
 
+/* Somebody gave up room for t. */
+static bool free_some(dd_engine *e, const dd_timeline *t)
+{
+    return !t->run.is_background && (stop_background(e) || park_resting(e) || preempt_for(e, t));
+}
+
 /* Room for `tokens` of t. DELTA_EBUSY: nobody is left who would give some up for it. */
 static int make_room(dd_engine *e, dd_timeline *t, uint32_t tokens, delta_error *err)
 {
     int r;
-    while ((r = delta_session_reserve(t->session, tokens, err)) == DELTA_EBUSY &&
-           !t->run.is_background)
-        if (!stop_background(e) && !park_resting(e) && !preempt_for(e, t))
+    while ((r = delta_session_reserve(t->session, tokens, err)) == DELTA_EBUSY)
+        if (!free_some(e, t))
             break;
+    return r;
+}
+
+/* What the disk has of it. 1: it is on its way. 0: there is nothing, or never will be room. DELTA_EBUSY. */
+static int fetch(dd_engine *e, dd_timeline *t)
+{
+    int r = 0;
+    while (!t->run.is_background && (r = delta_session_fetch(t->session)) == DELTA_EBUSY)
+        if (!free_some(e, t))
+            return e->n_running ? r : 0;
     return r;
 }
 
@@ -423,7 +438,7 @@ static uint32_t room_to_begin(const dd_engine *e, const dd_timeline *t)
     return room > t->run.reserve_tokens ? room : t->run.reserve_tokens;
 }
 
-/* false: no room now. */
+/* false: no room now. true: it runs, or it has ended, or its state is on the way from the disk. */
 static bool start(dd_engine *e, dd_timeline *t)
 {
     delta_error err = { 0 };
@@ -435,8 +450,15 @@ static bool start(dd_engine *e, dd_timeline *t)
     if (r == 0) {
         delta_session_set_background(t->session, t->run.is_background);
         delta_session_set_limit(t->session, t->run.ctx_tokens);
-        r = make_room(e, t, room_to_begin(e, t), &err);
+        r = fetch(e, t);
     }
+    if (r == 1) {
+        t->is_fetching = true;
+        e->n_fetching++;
+        return true;
+    }
+    if (r == 0)
+        r = make_room(e, t, room_to_begin(e, t), &err);
     if (r == DELTA_EBUSY) {
         if (t->run.is_background)
             end_run(e, t, (dd_note){ .finish = DELTA_FINISH_CANCELLED });
@@ -627,14 +649,6 @@ static void grant(dd_engine *e, dd_timeline *t, uint32_t wishes)
         t->place.rank = dd_line_rank(de_now_ns(), t->run.priority, runs_of(e, t->run.user));
         if (t->run.save_path && e->engine && !e->fault.code) /* without it the state is computed */
             (void)delta_cache_adopt(e->engine, t->run.save_path, t->run.save_at, t->owner, NULL);
-        /* An error of prepare() comes again in start(), which tells it. */
-        if (!e->fault.code && !t->run.is_background &&
-            (!t->session || !delta_session_resident(t->session)) && prepare(e, t, NULL) == 0 &&
-            delta_session_fetch(t->session)) {
-            t->is_fetching = true;
-            e->n_fetching++;
-            return;
-        }
         start_or_wait(e, t);
         return;
     }
@@ -785,10 +799,11 @@ static uint64_t work_disk(dd_engine *e)
         on_fault(e, &err);
         return UINT64_MAX;
     }
+    e->has_room_changed |= r > 0; /* what is written stays where it is until then */
     work_saves(e);
     for (dd_timeline *t = e->all, *next; t && e->n_fetching; t = next) {
         next = t->next;
-        if (!t->is_fetching || delta_session_fetch(t->session))
+        if (!t->is_fetching || delta_session_fetch(t->session) == 1)
             continue;
         stop_fetching(e, t);
         e->has_room_changed = true; /* what was held for it is the cache's now */

@@ -31,6 +31,8 @@ enum {
     DE_DISK_GAIN = DE_CHUNK,
     BUSY_NS = 1000 * 1000,       /* between looks at a disk at work */
     LOOK_NS = 100 * 1000 * 1000, /* between looks for idle nodes */
+    REFUSED_NS =
+        1000 * 1000 * 1000, /* so long after somebody found no room none is begun to be written */
 };
 static const uint64_t RETRY_NS = UINT64_C(60) * 1000000000u;
 
@@ -219,8 +221,8 @@ static void work_out(delta_engine *e, uint64_t now)
     } else if (phase == DE_STORE_BUSY) {
         return;
     }
-    if (now < d->look_ns || d->save.waits)
-        return;
+    if (now < d->look_ns || d->save.waits || (e->refused_ns && now < e->refused_ns + REFUSED_NS))
+        return; /* what is written could not make room */
     const uint64_t before = now > d->o.idle_ns ? now - d->o.idle_ns : 0;
     keep_resting(e, before);
     begin_write(e, before);
@@ -242,7 +244,7 @@ int delta_cache_save(delta_session *s, const delta_save *save, delta_error *err)
     if (e->fault.code)
         return delta_fail(err, e->fault.code, "%s", e->fault.text);
     d->save.waits = s;
-    if (!de_session_is_resident(s) && delta_session_fetch(s))
+    if (!de_session_is_resident(s) && delta_session_fetch(s) == 1)
         return 1;
     if (de_store_write_phase(d->store) != DE_STORE_NONE)
         return 1;
@@ -336,26 +338,26 @@ static void end_fetch(delta_engine *e)
     d->in.is_on = false;
 }
 
-/* false: no room, or it has gone. */
-static bool begin_fetch(delta_engine *e, delta_session *s, uint64_t record, uint32_t n)
+/* 1; 0: it has gone; DELTA_EBUSY. */
+static int begin_fetch(delta_engine *e, delta_session *s, uint64_t record, uint32_t n)
 {
     de_disk *d = e->disk;
     de_prefix_node *base = de_prefix_pin(&e->prefix, s->owner, s->tokens, n);
     const uint32_t first = base ? base->end / DE_PAGE : 0, end = pages_until(n);
-    bool ok = de_engine_take_slot(e, &d->in.slot);
-    if (ok && de_engine_take_pages(e, end - first, d->in.pages + first, NULL) < 0) {
+    int r = de_engine_take_slot(e, &d->in.slot) ? 1 : DELTA_EBUSY;
+    if (r == 1 && de_engine_take_pages(e, end - first, d->in.pages + first, NULL) < 0) {
         de_gdn_slots_give(&e->slots, d->in.slot);
-        ok = false;
+        r = DELTA_EBUSY;
     }
-    if (ok && de_store_read_begin(d->store, record, first, NULL) < 0) {
+    if (r == 1 && de_store_read_begin(d->store, record, first, NULL) < 0) {
         de_gdn_slots_give(&e->slots, d->in.slot);
         de_kv_pages_give(&e->kv, d->in.pages + first, end - first);
-        ok = false;
+        r = 0;
     }
-    if (!ok) {
+    if (r != 1) {
         if (base)
             de_prefix_unpin(&e->prefix, base);
-        return false;
+        return r;
     }
     d->in.is_on = true;
     d->in.whom = s;
@@ -365,22 +367,22 @@ static bool begin_fetch(delta_engine *e, delta_session *s, uint64_t record, uint
     d->in.first = first;
     d->in.end = end;
     memcpy(d->in.ids, s->tokens, n * sizeof *s->tokens);
-    return true;
+    return 1;
 }
 
-bool de_disk_fetch(delta_engine *e, delta_session *s, uint32_t most)
+int de_disk_fetch(delta_engine *e, delta_session *s, uint32_t most)
 {
     const de_disk *d = e->disk;
     uint64_t record = 0;
     if (!d || e->fault.code)
-        return false;
+        return 0;
     if (d->in.is_on && d->in.whom == s)
-        return true;
+        return 1;
     const uint32_t has = de_prefix_reach(&e->prefix, s->owner, s->tokens, most),
                    n = de_store_find(d->store, s->owner, s->tokens, s->n, most, &record);
     if (n < has + DE_DISK_GAIN)
-        return false;
-    return d->in.is_on || begin_fetch(e, s, record, n);
+        return 0;
+    return d->in.is_on ? 1 : begin_fetch(e, s, record, n);
 }
 
 static void work_in(delta_engine *e)
@@ -458,6 +460,8 @@ int delta_cache_work(delta_engine *e, uint64_t *ret_again_ns, delta_error *err)
     if (!d)
         return 0;
     const uint64_t now = de_now_ns();
+    const de_prefix_node *writes = d->writes;
+    const bool is_in = d->in.is_on;
     e->prefix.now_ns = now;
     if (!e->fault.code)
         work_in(e);
@@ -466,7 +470,7 @@ int delta_cache_work(delta_engine *e, uint64_t *ret_again_ns, delta_error *err)
     if (e->fault.code)
         return delta_fail(err, e->fault.code, "%s", e->fault.text);
     *ret_again_ns = d->in.is_on || d->writes ? BUSY_NS : LOOK_NS;
-    return 0;
+    return (writes && d->writes != writes) || (is_in && !d->in.is_on);
 }
 
 void delta_cache_flush(delta_engine *e)

@@ -52,6 +52,7 @@ struct delta_engine {
     de_prefix_host host;     /* the second tier, if host_memory: ... */
     uint8_t *host_memory;    /* ... its pages, then its slots */
     struct de_disk *disk;    /* the third tier, or NULL */
+    uint64_t refused_ns;     /* when who asked for pages last was refused, or 0 */
     delta_session **by_seat; /* [max_sessions], NULL where free: those that have a slot and pages */
 
     /* one step */
@@ -170,8 +171,9 @@ bool de_engine_take_slot(delta_engine *e, uint32_t *ret_slot);
 int de_engine_take_pages(delta_engine *e, uint32_t n, uint32_t *ret_pages, delta_error *err);
 
 /* disk.c. All are no-ops without a third tier. */
-/* Whether something that s goes on from, of at most `most` tokens, is on its way from the disk. */
-bool de_disk_fetch(delta_engine *e, delta_session *s, uint32_t most);
+/* 1: something that s goes on from, of at most `most` tokens, is on its way from the disk. 0: there is nothing
+ * to be had. DELTA_EBUSY: there is no room for it. */
+int de_disk_fetch(delta_engine *e, delta_session *s, uint32_t most);
 void de_disk_left(delta_engine *e, const delta_session *s); /* s goes */
 void de_disk_touch(delta_engine *e, de_prefix_node *node);  /* it was of use; or NULL */
 /* What is kept of ids [n] behind `from` is bad. */

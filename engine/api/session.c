@@ -61,12 +61,17 @@ static int grow_timeline(delta_session *s, uint32_t n, delta_error *err)
 
 int de_engine_take_pages(delta_engine *e, uint32_t n, uint32_t *ret_pages, delta_error *err)
 {
+    int r;
     if (n > (uint64_t)e->kv.n_free + e->kv.n_idle)
-        return delta_fail(err, DELTA_EBUSY, "%u KV pages wanted, %u of %u can be had", n,
-                          e->kv.n_free + e->kv.n_idle, e->kv.total);
-    while (n > e->kv.n_free && de_prefix_evict(&e->prefix, true))
-        ;
-    return de_kv_pages_take(&e->kv, n, ret_pages, err);
+        r = delta_fail(err, DELTA_EBUSY, "%u KV pages wanted, %u of %u can be had", n,
+                       e->kv.n_free + e->kv.n_idle, e->kv.total);
+    else {
+        while (n > e->kv.n_free && de_prefix_evict(&e->prefix, true))
+            ;
+        r = de_kv_pages_take(&e->kv, n, ret_pages, err);
+    }
+    e->refused_ns = r < 0 ? de_now_ns() : 0;
+    return r;
 }
 
 /* Whole pages of the prefix that are on the host come to the device, into new ones. */
@@ -92,7 +97,9 @@ static int bring_in(delta_session *s, de_prefix_node *from, uint32_t whole, delt
                 return r;
             left -= have;
         }
-        s->pages[i] = fresh[used++];
+        s->pages[i] = fresh
+            [have -
+             ++used]; /* in the order in which they were given up: who went out first is there first */
         r = de_model_page_load(e->model, s->pages[i], de_host_page(e, page), &e->fault);
         if (r < 0) {
             s->pages[i] = page; /* given back by who called; the rest is lost with the device */
@@ -229,7 +236,8 @@ static int make_resident(delta_session *s, uint32_t ctx_tokens, delta_error *err
         r = settle(s, ctx_tokens, from, err);
         if (r != DELTA_EBUSY || !from)
             break;
-        most = from->end - 1; /* its last page, which must be copied, may be the one too many */
+        /* Its last page, which must be copied, may be the one too many; else its slot may be. */
+        most = from->end % DE_PAGE ? from->end - 1 : 0;
     }
     if (r < 0)
         return r;
@@ -569,15 +577,15 @@ bool delta_session_resident(const delta_session *s)
     return de_session_is_resident(s);
 }
 
-bool delta_session_fetch(delta_session *s)
+int delta_session_fetch(delta_session *s)
 {
     const uint32_t most = s->has_logits || s->n == 0 ? s->n : s->n - 1;
     if (de_session_is_resident(s) || !de_session_uses_cache(s) || most == 0 || s->fetched == s->n)
-        return false;
-    if (de_disk_fetch(s->engine, s, most))
-        return true;
-    s->fetched = s->n;
-    return false;
+        return 0;
+    const int r = de_disk_fetch(s->engine, s, most);
+    if (r == 0)
+        s->fetched = s->n;
+    return r;
 }
 
 size_t delta_session_computed(const delta_session *s)

@@ -442,7 +442,9 @@ static double worth(const de_prefix *t, const de_prefix_node *x, uint32_t own, b
 {
     const double bytes = (slot ? (double)t->slot_bytes : 0) + (double)own * (double)t->page_bytes;
     const double again = x->record && x->record != DE_NO_RECORD ? 1.0 / 8 : 1; /* it can be read */
-    return (double)length(x) * again * (1.0 + x->hits) /
+    /* Something went on from it already: who comes back comes back to the end of that. */
+    const double passed = x->children && !x->children->next ? 1.0 / 8 : 1;
+    return (double)length(x) * again * passed * (1.0 + x->hits) /
            ((double)(t->clock - x->used + 1) * (bytes + 1));
 }
 

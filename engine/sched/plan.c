@@ -113,7 +113,9 @@ void de_pace_note(de_pace *p, uint32_t rows, uint64_t ns)
     if (rows < 2)
         return;
     de_pace_point *x = rows <= DE_PACE_FEW ? &p->few : &p->many;
-    const double weight = x->rows > 0 ? 0.5 : 1;
+    /* What a step of another size took says little about this one: a prompt alone has had ten times the rows. */
+    const bool is_like = x->rows > rows / 2.0 && x->rows < rows * 2.0;
+    const double weight = is_like ? 0.5 : 1;
     x->rows += ((double)rows - x->rows) * weight;
     x->ns += ((double)ns - x->ns) * weight;
 }

@@ -761,8 +761,8 @@ bool delta_session_resident(const delta_session *s)
     return s->index != UINT32_MAX;
 }
 
-bool delta_session_fetch(delta_session *s)
+int delta_session_fetch(delta_session *s)
 {
     (void)s;
-    return false;
+    return 0;
 }

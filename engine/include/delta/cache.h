@@ -34,8 +34,9 @@ typedef struct delta_cache_options {
  *   DELTA_EIO, DELTA_ELIMIT  the folder      DELTA_ENOMEM */
 int delta_cache_open(delta_engine *e, const delta_cache_options *o, delta_error *err);
 
-/* Between two steps: at most one piece each way. *ret_again_ns: when to call again where no step comes
- * before; UINT64_MAX without a third tier.
+/* Between two steps: a few pieces each way. *ret_again_ns: when to call again where no step comes
+ * before; UINT64_MAX without a third tier. 1: what was written or read has ended, and who was refused room may
+ * have it now; 0: nothing of the kind.
  *   DELTA_EDEVICE */
 int delta_cache_work(delta_engine *e, uint64_t *ret_again_ns, delta_error *err);
 

@@ -71,9 +71,10 @@ int delta_session_reserve(delta_session *s, uint32_t ctx_tokens, delta_error *er
 /* Whether it has a place on the device. */
 bool delta_session_resident(const delta_session *s);
 
-/* Before a reserve: whether the disk (cache.h) has more of the timeline than the memory. true: it is on
- * its way; work delta_cache_work() and ask again. false: nothing is to be waited for. */
-bool delta_session_fetch(delta_session *s);
+/* Before a reserve: whether the disk (cache.h) has more of the timeline than the memory. 1: it is on its
+ * way; work delta_cache_work() and ask again. 0: nothing is to be waited for. DELTA_EBUSY: there is no room
+ * for it now, as it may be for a reserve. */
+int delta_session_fetch(delta_session *s);
 
 /* How long the timeline may become, of which a part is reserved yet; 0, at first: the reservation. Of the
  * next delta_session_generate(). */

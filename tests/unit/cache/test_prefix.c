@@ -176,6 +176,29 @@ TEST(random_sessions_find_what_they_left)
     teardown(&w);
 }
 
+/* Of a long prompt's checkpoints those go that its end was reached from, before the end. */
+TEST(who_was_passed_goes_before_the_end)
+{
+    static world w;
+    uint32_t ids[LEN], pages[LEN / PAGE];
+    REQUIRE(setup(&w));
+    for (uint32_t i = 0; i < LEN; i++)
+        ids[i] = i;
+    w.tree.slot_bytes = 1 << 20; /* beside that pages are small */
+    CHECK_EQ(de_kv_pages_take(&w.kv, LEN / PAGE, pages, NULL), 0);
+    for (uint32_t n = 12; n <= 48; n += 12)
+        CHECK(de_prefix_add(&w.tree, 1, ids, n, pages, slot_for(&w)));
+    de_kv_pages_give(&w.kv, pages, LEN / PAGE);
+    for (uint32_t n = 12; n < 48; n += 12) {
+        CHECK(de_prefix_evict(&w.tree, false));
+        CHECK(de_prefix_has(&w.tree, 1, ids, 48));
+    }
+    CHECK_EQ(w.tree.stats.nodes, 1);
+    while (de_prefix_evict(&w.tree, true))
+        ;
+    teardown(&w);
+}
+
 /* A chain of checkpoints: the tree gives up what costs least to compute again. */
 TEST(the_cheapest_to_make_again_goes_first)
 {
