@@ -417,6 +417,10 @@ static int open_cache(delta_engine *e, uint64_t host_bytes, delta_error *err)
     if (!e->host_memory)
         return delta_fail(err, DELTA_ENOMEM, "second tier of the cache: %llu bytes",
                           (unsigned long long)host_bytes);
+    e->host.copy_of = malloc((e->kv.total + 1ull) * sizeof *e->host.copy_of);
+    if (!e->host.copy_of)
+        return delta_fail(err, DELTA_ENOMEM, "table of %u pages", e->kv.total);
+    memset(e->host.copy_of, 0xff, e->kv.total * sizeof *e->host.copy_of);
     int r = de_kv_pages_init(&e->host.kv, (uint32_t)n_pages, err);
     if (r == 0)
         r = de_gdn_slots_init(&e->host.slots, (uint32_t)n_slots, err);
@@ -478,6 +482,7 @@ void delta_engine_free(delta_engine *e)
     de_weights_free(e->weights);
     delta_tokenizer_free(e->tokenizer);
     de_prefix_done(&e->prefix);
+    free(e->host.copy_of);
     de_kv_pages_done(&e->host.kv);
     de_gdn_slots_done(&e->host.slots);
     if (e->host_memory)
@@ -531,7 +536,7 @@ void delta_engine_stats_get(const delta_engine *e, delta_engine_stats *ret_stats
     s.cache_hits = e->prefix.stats.hits;
     s.cache_evictions = e->prefix.stats.evictions;
     s.cache_moves = e->prefix.stats.moves;
-    s.host_pages = e->host.kv.total - e->host.kv.n_free;
+    s.host_pages = e->host.kv.total - e->host.kv.n_free - e->host.n_copies;
     s.host_pages_total = e->host.kv.total;
     s.host_checkpoints = e->host.slots.total - e->host.slots.n_free;
     s.host_checkpoints_max = e->host.slots.total;

@@ -69,6 +69,8 @@ int de_engine_take_pages(delta_engine *e, uint32_t n, uint32_t *ret_pages, delta
         while (n > e->kv.n_free && de_prefix_evict(&e->prefix, true))
             ;
         r = de_kv_pages_take(&e->kv, n, ret_pages, err);
+        if (r == 0)
+            de_prefix_taken(&e->prefix, ret_pages, n);
     }
     e->refused_ns = r < 0 ? de_now_ns() : 0;
     return r;
@@ -91,7 +93,7 @@ static int bring_in(delta_session *s, de_prefix_node *from, uint32_t whole, delt
         if (used == have) {
             used = 0;
             have = left < e->step_tokens ? left : e->step_tokens;
-            have = have < e->host.kv.n_free ? have : 1;
+            have = have < e->host.kv.n_free + e->host.n_copies ? have : 1;
             r = de_engine_take_pages(e, have, fresh, err);
             if (r < 0)
                 return r;

@@ -108,8 +108,30 @@ static de_prefix_node *after(const de_prefix_node *x)
     return x->next ? first_leaf(x->next) : x->parent;
 }
 
+static void drop_copy(de_prefix_host *h, uint32_t page)
+{
+    const uint32_t copy = h->copy_of[page];
+    h->copy_of[page] = (uint32_t)DE_NO_COPY;
+    h->n_copies--;
+    de_kv_pages_drop(&h->kv, &copy, 1);
+}
+
+/* Any of them, one after the other. false: there is none. */
+static bool drop_some_copy(de_prefix *t)
+{
+    de_prefix_host *h = t->host;
+    if (h->n_copies == 0)
+        return false;
+    for (; h->copy_of[h->next_copy] == (uint32_t)DE_NO_COPY;)
+        h->next_copy = (h->next_copy + 1) % t->kv->total;
+    drop_copy(h, h->next_copy);
+    return true;
+}
+
 void de_prefix_done(de_prefix *t)
 {
+    while (t->host && drop_some_copy(t))
+        ;
     for (root *r = t->roots, *next; r; r = next) {
         next = r->next;
         for (de_prefix_node *x = first_leaf(&r->node), *n; x != &r->node; x = n) {
@@ -248,6 +270,28 @@ void de_prefix_pages(const de_prefix *t, const de_prefix_node *node, uint32_t *r
     }
 }
 
+void de_prefix_taken(de_prefix *t, const uint32_t *pages, uint32_t n)
+{
+    de_prefix_host *h = t->host;
+    for (uint32_t i = 0; h && h->n_copies && i < n; i++)
+        if (h->copy_of[pages[i]] != (uint32_t)DE_NO_COPY)
+            drop_copy(h, pages[i]);
+}
+
+/* The host's page, which its edge kept, stays as a copy of the device's, if nobody else has it. */
+static void keep_copy(de_prefix *t, uint32_t page, uint32_t on_device)
+{
+    de_prefix_host *h = t->host;
+    page &= ~DE_ON_HOST;
+    if (!h->copy_of || h->kv.users[page] || h->kv.keepers[page] != 1 ||
+        h->copy_of[on_device] != (uint32_t)DE_NO_COPY) {
+        de_kv_pages_drop(&h->kv, &page, 1);
+        return;
+    }
+    h->copy_of[on_device] = page;
+    h->n_copies++;
+}
+
 void de_prefix_moved_in(de_prefix *t, de_prefix_node *node, const uint32_t *pages, uint32_t n)
 {
     for (de_prefix_node *x = node; x->end; x = x->parent)
@@ -255,7 +299,7 @@ void de_prefix_moved_in(de_prefix *t, de_prefix_node *node, const uint32_t *page
             uint32_t *page = &x->pages[i];
             if (!(*page & DE_ON_HOST))
                 continue;
-            each_page(t, page, 1, de_kv_pages_drop);
+            keep_copy(t, *page, pages[first_page(t, x) + i]);
             *page = pages[first_page(t, x) + i];
             de_kv_pages_keep(t->kv, page, 1);
         }
@@ -494,6 +538,8 @@ static bool make_host_room(de_prefix *t, const de_prefix_node *but, bool slot, u
         return false;
     while ((slot && h->slots.n_free == 0) || h->kv.n_free < n) {
         const bool pages = h->kv.n_free < n;
+        if (pages && drop_some_copy(t))
+            continue;
         de_prefix_node *x = least(t, &(struct wish){ .pages = pages, .on_host = true, .but = but });
         if (!x || !de_prefix_remove(t, x))
             return false;
@@ -502,21 +548,37 @@ static bool make_host_room(de_prefix *t, const de_prefix_node *but, bool slot, u
     return true;
 }
 
+/* Whether a page is on the device and one edge's alone. */
+static bool is_own(const de_prefix *t, uint32_t page)
+{
+    return !(page & DE_ON_HOST) && t->kv->users[page] == 0 && t->kv->keepers[page] == 1;
+}
+
 /* To the second tier, with all that nobody else has; false: as before. */
 static bool move_out(de_prefix *t, de_prefix_node *x)
 {
     de_prefix_host *h = t->host;
     const bool slot = !(x->slot & DE_ON_HOST);
-    const uint32_t n = own_pages(t, x, false);
+    uint32_t n = own_pages(t, x, false); /* to be copied */
+    for (uint32_t i = 0; h->n_copies && i < n_pages(t, x); i++)
+        n -= is_own(t, x->pages[i]) && h->copy_of[x->pages[i]] != (uint32_t)DE_NO_COPY;
     if (!make_host_room(t, x, slot, n))
         return false;
     for (uint32_t i = 0; i < n_pages(t, x); i++) {
         const uint32_t page = x->pages[i];
         uint32_t to;
-        if (page & DE_ON_HOST || t->kv->users[page] || t->kv->keepers[page] != 1)
+        if (!is_own(t, page))
             continue;
-        if (de_kv_pages_take(&h->kv, 1, &to, NULL) < 0)
-            return false;
+        if (h->copy_of && h->copy_of[page] != (uint32_t)DE_NO_COPY) {
+            x->pages[i] = h->copy_of[page] | DE_ON_HOST; /* the edge's own again */
+            h->copy_of[page] = (uint32_t)DE_NO_COPY;
+            h->n_copies--;
+            de_kv_pages_drop(t->kv, &page, 1);
+            continue;
+        }
+        while (de_kv_pages_take(&h->kv, 1, &to, NULL) < 0)
+            if (!drop_some_copy(t))
+                return false;
         const bool failed = h->page_out(h->arg, page, to) < 0;
         if (!failed) {
             de_kv_pages_keep(&h->kv, &to, 1);

@@ -56,7 +56,12 @@ typedef struct de_prefix_host {
     int (*page_out)(void *arg, uint32_t page, uint32_t host_page);
     int (*slot_out)(void *arg, uint32_t slot, uint32_t host_slot);
     void *arg;
+    /* What came to the device is still here, as long as there is room: it need not be copied again when it goes out.
+     * [pages of the device] the page here that holds the same, kept once for this, or DE_NO_COPY; NULL: none is. */
+    uint32_t *copy_of;
+    uint32_t n_copies, next_copy;
 } de_prefix_host;
+enum { DE_NO_COPY = -1 };
 
 typedef struct de_prefix_stats {
     uint32_t nodes;
@@ -97,6 +102,8 @@ void de_prefix_pages(const de_prefix *t, const de_prefix_node *node, uint32_t *r
 /* One user more, or less, of each, in its tier. */
 void de_prefix_use(de_prefix *t, const uint32_t *pages, uint32_t n);
 void de_prefix_unuse(de_prefix *t, const uint32_t *pages, uint32_t n);
+/* pages [n] of the device were taken and will be written: what the host has of them is no copy any more. */
+void de_prefix_taken(de_prefix *t, const uint32_t *pages, uint32_t n);
 /* pages [n], of the device, hold what the prefix's first n do: those that were on the host are these
  * from now on. */
 void de_prefix_moved_in(de_prefix *t, de_prefix_node *node, const uint32_t *pages, uint32_t n);

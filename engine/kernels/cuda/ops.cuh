@@ -56,6 +56,20 @@ enum de_cu_store {
 void de_cu_linear_tile(cudaStream_t stream, const de_cu_linear &w, const bf16 *x, size_t ldx,
                        uint32_t rows, de_cu_store store, void *y, size_t ldy);
 
+/* ---- pages of keys and values */
+
+enum { DE_CU_PAGES = 64 };
+
+struct de_cu_pages {
+    uint32_t n;
+    uint32_t page[DE_CU_PAGES];
+    uint8_t *host[DE_CU_PAGES]; /* locked memory, as the device sees it; aligned to 16 */
+};
+/* Copies pages to the host or from there. On the device part l of page p is the part_bytes (a multiple of 16) at
+ * kv + l * apart + p * part_bytes, on the host its n_parts parts lie one behind the other. */
+void de_cu_copy_pages(cudaStream_t stream, uint8_t *kv, size_t apart, size_t part_bytes, uint32_t n_parts,
+                      const de_cu_pages &list, bool to_host);
+
 /* ---- experts */
 
 struct de_cu_experts {

@@ -300,10 +300,12 @@ void host_free(void *p)
     (void)munmap(base, all);
 }
 
-bool is_locked(const void *p)
+/* What the device reads and writes of the host as it is, or NULL: p is not locked. */
+uint8_t *locked_at(const void *p)
 {
     cudaPointerAttributes a;
-    return cudaPointerGetAttributes(&a, p) == cudaSuccess && a.type == cudaMemoryTypeHost;
+    const bool is_locked = cudaPointerGetAttributes(&a, p) == cudaSuccess && a.type == cudaMemoryTypeHost;
+    return is_locked ? (uint8_t *)a.devicePointer : NULL;
 }
 
 /* The fastest of a few shapes of grid over a gigabyte, which no cache holds. */
@@ -870,6 +872,61 @@ cudaError_t await_saves(de_cu_model *m, uint64_t n)
     return cudaStreamWaitEvent(m->stream, m->saved[n % DE_CU_SAVES], 0);
 }
 
+size_t layer_bytes(const de_cu_model *m)
+{
+    return (m->options.n_pages + 1ull) * m->page_bytes;
+}
+
+/* Begins the saves that were asked for, on `out`. */
+cudaError_t flush_saves(de_cu_model *m)
+{
+    if (m->to_save.n == 0)
+        return cudaSuccess;
+    cudaError_t e = cudaSuccess;
+    if (m->saves_wait) {
+        e = cudaEventRecord(m->ready, m->stream);
+        if (e == cudaSuccess)
+            e = cudaStreamWaitEvent(m->out, m->ready, 0);
+    }
+    de_cu_copy_pages(m->out, m->kv, layer_bytes(m), m->page_bytes, m->shape.n_attn, m->to_save, true);
+    if (e == cudaSuccess)
+        e = cudaGetLastError();
+    m->n_saved++;
+    if (e == cudaSuccess)
+        e = cudaEventRecord(m->saved[m->n_saved % DE_CU_SAVES], m->out);
+    m->to_save.n = 0;
+    m->saves_wait = false;
+    return e;
+}
+
+/* Begins the loads that were asked for, on `stream`. */
+cudaError_t flush_loads(de_cu_model *m)
+{
+    if (m->to_load.n == 0)
+        return cudaSuccess;
+    cudaError_t e = await_saves(m, m->loads_wait);
+    de_cu_copy_pages(m->stream, m->kv, layer_bytes(m), m->page_bytes, m->shape.n_attn, m->to_load, false);
+    if (e == cudaSuccess)
+        e = cudaGetLastError();
+    m->to_load.n = 0;
+    m->loads_wait = 0;
+    return e;
+}
+
+cudaError_t flush_pages(de_cu_model *m)
+{
+    cudaError_t e = flush_saves(m); /* loads may wait for them */
+    return e == cudaSuccess ? flush_loads(m) : e;
+}
+
+/* Asks for one more; true: the list is full. */
+bool add_page(de_cu_pages &list, uint32_t page, uint8_t *host)
+{
+    list.page[list.n] = page;
+    list.host[list.n++] = host;
+    return list.n == DE_CU_PAGES;
+}
+
 const void **place_in(de_cu_addresses &s, const void *p)
 {
     size_t i = ((uintptr_t)p >> 12) * 0x9E3779B97F4A7C15u >> 40;
@@ -911,7 +968,9 @@ int forward(de_model *base, const de_batch *b, float *logits, const de_capture *
             delta_error *err)
 {
     de_cu_model *m = of(base);
-    cudaError_t e = await_saves(m, m->n_saved);
+    cudaError_t e = flush_pages(m);
+    if (e == cudaSuccess)
+        e = await_saves(m, m->n_saved);
     if (e == cudaSuccess)
         e = rows(m, b, logits, to);
     end_epoch(m);
@@ -922,7 +981,9 @@ int forward(de_model *base, const de_batch *b, float *logits, const de_capture *
 
 int wait(de_model *base, delta_error *err)
 {
-    cudaError_t e = cudaStreamSynchronize(of(base)->stream);
+    cudaError_t e = flush_pages(of(base));
+    if (e == cudaSuccess)
+        e = cudaStreamSynchronize(of(base)->stream);
     if (e == cudaSuccess)
         e = cudaStreamSynchronize(of(base)->out);
     end_epoch(of(base));
@@ -944,7 +1005,7 @@ int slot_copy(de_model *base, void *to, const void *from, enum cudaMemcpyKind ki
               delta_error *err)
 {
     cudaError_t e = cudaMemcpyAsync(to, from, slot_bytes(base), kind, of(base)->stream);
-    if (e == cudaSuccess && !is_locked(kind == cudaMemcpyHostToDevice ? from : to))
+    if (e == cudaSuccess && !locked_at(kind == cudaMemcpyHostToDevice ? from : to))
         e = cudaStreamSynchronize(of(base)->stream);
     return e == cudaSuccess ? 0 : de_cu_failed(err, e, "copy of a state");
 }
@@ -975,29 +1036,40 @@ size_t page_bytes(const de_model *base)
 }
 
 /* The parts of a page lie a layer apart on the device, one behind the other on the host. */
+cudaError_t copy_now(de_cu_model *m, uint32_t page, void *host, enum cudaMemcpyKind kind)
+{
+    const size_t n = m->page_bytes;
+    const bool out = kind == cudaMemcpyDeviceToHost;
+    cudaError_t e = flush_pages(m);
+    if (e == cudaSuccess)
+        e = await_saves(m, m->n_saved);
+    if (e == cudaSuccess)
+        e = cudaMemcpy2DAsync(out ? host : page_at(m, 0, page), out ? n : layer_bytes(m),
+                              out ? page_at(m, 0, page) : host, out ? layer_bytes(m) : n, n,
+                              m->shape.n_attn, kind, m->stream);
+    return e == cudaSuccess ? cudaStreamSynchronize(m->stream) : e;
+}
+
 int page_save(de_model *base, uint32_t page, void *dst, delta_error *err)
 {
     de_cu_model *m = of(base);
-    const size_t n = m->page_bytes, apart = (m->options.n_pages + 1ull) * n;
-    const bool beside = is_locked(dst);
-    cudaStream_t stream = beside ? m->out : m->stream;
+    uint8_t *const host = locked_at(dst);
     cudaError_t e = cudaSuccess;
     if (m->shape.n_attn == 0)
         return 0;
-    if (beside && (m->written_in[page] == m->epoch || may_hold(m->loaded, dst))) {
-        e = cudaEventRecord(m->ready, m->stream);
-        if (e == cudaSuccess)
-            e = cudaStreamWaitEvent(m->out, m->ready, 0);
+    if (!host) {
+        e = copy_now(m, page, dst, cudaMemcpyDeviceToHost);
+        return e == cudaSuccess ? 0 : de_cu_failed(err, e, "copy of a KV page");
     }
-    if (e == cudaSuccess)
-        e = cudaMemcpy2DAsync(dst, n, page_at(m, 0, page), apart, n, m->shape.n_attn,
-                              cudaMemcpyDeviceToHost, stream);
-    if (e == cudaSuccess && beside) {
-        note_address(m->saved_to, dst);
-        m->saved_as[page] = ++m->n_saved;
-        e = cudaEventRecord(m->saved[m->n_saved % DE_CU_SAVES], m->out);
-    } else if (e == cudaSuccess) {
-        e = cudaStreamSynchronize(m->stream);
+    if (m->written_in[page] == m->epoch || may_hold(m->loaded, dst)) {
+        e = flush_loads(m);
+        m->saves_wait = true;
+    }
+    note_address(m->saved_to, dst);
+    m->saved_as[page] = m->n_saved + 1;
+    if (add_page(m->to_save, page, host)) {
+        const cudaError_t f = flush_saves(m);
+        e = e == cudaSuccess ? f : e;
     }
     return e == cudaSuccess ? 0 : de_cu_failed(err, e, "copy of a KV page");
 }
@@ -1005,34 +1077,43 @@ int page_save(de_model *base, uint32_t page, void *dst, delta_error *err)
 int page_load(de_model *base, uint32_t page, const void *src, delta_error *err)
 {
     de_cu_model *m = of(base);
-    const size_t n = m->page_bytes, apart = (m->options.n_pages + 1ull) * n;
+    uint8_t *const host = locked_at(src);
+    cudaError_t e = cudaSuccess;
     if (m->shape.n_attn == 0)
         return 0;
-    const bool locked = is_locked(src);
     m->written_in[page] = m->epoch;
-    if (locked)
-        note_address(m->loaded, src);
-    /* what is read may be on its way there */
-    cudaError_t e =
-        await_saves(m, locked && may_hold(m->saved_to, src) ? m->n_saved : m->saved_as[page]);
-    if (e == cudaSuccess)
-        e = cudaMemcpy2DAsync(page_at(m, 0, page), apart, src, n, n, m->shape.n_attn,
-                              cudaMemcpyHostToDevice, m->stream);
-    if (e == cudaSuccess && !locked)
-        e = cudaStreamSynchronize(m->stream);
+    if (!host) {
+        e = copy_now(m, page, (void *)(uintptr_t)src, cudaMemcpyHostToDevice);
+        return e == cudaSuccess ? 0 : de_cu_failed(err, e, "copy of a KV page");
+    }
+    note_address(m->loaded, src);
+    if (may_hold(m->saved_to, src)) { /* what is read may be on its way there */
+        e = flush_saves(m);
+        m->loads_wait = m->n_saved;
+    }
+    if (m->saved_as[page] > m->n_saved && e == cudaSuccess)
+        e = flush_saves(m);
+    if (m->saved_as[page] > m->loads_wait)
+        m->loads_wait = m->saved_as[page];
+    if (add_page(m->to_load, page, host)) {
+        const cudaError_t f = flush_loads(m);
+        e = e == cudaSuccess ? f : e;
+    }
     return e == cudaSuccess ? 0 : de_cu_failed(err, e, "copy of a KV page");
 }
 
 int page_copy(de_model *base, uint32_t from, uint32_t to, delta_error *err)
 {
     de_cu_model *m = of(base);
-    const size_t n = m->page_bytes, apart = (m->options.n_pages + 1ull) * n;
+    const size_t n = m->page_bytes;
     if (m->shape.n_attn == 0)
         return 0;
     m->written_in[to] = m->epoch;
-    cudaError_t e = await_saves(m, m->saved_as[to]);
+    cudaError_t e = flush_pages(m);
     if (e == cudaSuccess)
-        e = cudaMemcpy2DAsync(page_at(m, 0, to), apart, page_at(m, 0, from), apart, n,
+        e = await_saves(m, m->saved_as[to]);
+    if (e == cudaSuccess)
+        e = cudaMemcpy2DAsync(page_at(m, 0, to), layer_bytes(m), page_at(m, 0, from), layer_bytes(m), n,
                               m->shape.n_attn, cudaMemcpyDeviceToDevice, m->stream);
     return e == cudaSuccess ? 0 : de_cu_failed(err, e, "copy of a KV page");
 }

@@ -75,6 +75,9 @@ struct de_cu_model {
     uint64_t epoch,
         *written_in; /* [n_pages + 1] the epoch in which stream wrote to it; one ends when stream is idle */
     de_cu_addresses loaded, saved_to; /* in this epoch, by stream and by out */
+    de_cu_pages to_save, to_load;     /* not begun yet: flush_saves(), flush_loads() */
+    bool saves_wait;                  /* the former come behind what stream has to do */
+    uint64_t loads_wait;              /* the latter come behind that save */
     bool dependent;                   /* the device knows programmatic dependent launch */
     /* workspace */
     float *h, *gathered, *router, *rope, *c, *o, *logits;
