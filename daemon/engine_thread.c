@@ -512,7 +512,8 @@ static void grow(dd_engine *e)
     delta_error err = { 0 };
     for (dd_timeline *t = e->all, *next; t; t = next) {
         next = t->next;
-        uint32_t tokens = t->is_running && !t->is_paused ? delta_session_short(t->session) : 0;
+        const bool goes_on = t->is_running && !t->is_paused && !t->is_cancelled;
+        uint32_t tokens = goes_on ? delta_session_short(t->session) : 0;
         if (!tokens)
             continue;
         const uint32_t rest = t->run.ctx_tokens - tokens;
@@ -653,13 +654,11 @@ static void grant(dd_engine *e, dd_timeline *t, uint32_t wishes)
         return;
     }
     if (wishes & WISH_CANCEL) {
-        if (t->is_fetching) {
-            stop_fetching(e, t);
-            end_run(e, t, (dd_note){ .finish = DELTA_FINISH_CANCELLED });
-            return;
-        }
-        if (t->is_waiting) {
-            unwait(e, t);
+        if (t->is_fetching || t->is_waiting) {
+            if (t->is_fetching)
+                stop_fetching(e, t);
+            else
+                unwait(e, t);
             if (t->is_preempted)
                 end_preempted(e, t);
             else
