@@ -107,6 +107,7 @@ static int bring_in(delta_session *s, de_prefix_node *from, uint32_t whole, delt
             s->pages[i] = page; /* given back by who called; the rest is lost with the device */
             return r;
         }
+        de_prefix_loaded(&e->prefix, page, s->pages[i]);
         de_prefix_unuse(&e->prefix, &page, 1);
     }
     if (n)

@@ -278,17 +278,14 @@ void de_prefix_taken(de_prefix *t, const uint32_t *pages, uint32_t n)
             drop_copy(h, pages[i]);
 }
 
-/* The host's page, which its edge kept, stays as a copy of the device's, if nobody else has it. */
-static void keep_copy(de_prefix *t, uint32_t page, uint32_t on_device)
+void de_prefix_loaded(de_prefix *t, uint32_t from, uint32_t page)
 {
     de_prefix_host *h = t->host;
-    page &= ~DE_ON_HOST;
-    if (!h->copy_of || h->kv.users[page] || h->kv.keepers[page] != 1 ||
-        h->copy_of[on_device] != (uint32_t)DE_NO_COPY) {
-        de_kv_pages_drop(&h->kv, &page, 1);
+    from &= ~DE_ON_HOST;
+    if (!h->copy_of || h->copy_of[page] != (uint32_t)DE_NO_COPY)
         return;
-    }
-    h->copy_of[on_device] = page;
+    de_kv_pages_keep(&h->kv, &from, 1);
+    h->copy_of[page] = from;
     h->n_copies++;
 }
 
@@ -299,7 +296,7 @@ void de_prefix_moved_in(de_prefix *t, de_prefix_node *node, const uint32_t *page
             uint32_t *page = &x->pages[i];
             if (!(*page & DE_ON_HOST))
                 continue;
-            keep_copy(t, *page, pages[first_page(t, x) + i]);
+            each_page(t, page, 1, de_kv_pages_drop);
             *page = pages[first_page(t, x) + i];
             de_kv_pages_keep(t->kv, page, 1);
         }

@@ -102,6 +102,8 @@ void de_prefix_pages(const de_prefix *t, const de_prefix_node *node, uint32_t *r
 /* One user more, or less, of each, in its tier. */
 void de_prefix_use(de_prefix *t, const uint32_t *pages, uint32_t n);
 void de_prefix_unuse(de_prefix *t, const uint32_t *pages, uint32_t n);
+/* A whole page of a prefix came from the host's page `from`, which is a copy of it from now on. */
+void de_prefix_loaded(de_prefix *t, uint32_t from, uint32_t page);
 /* pages [n] of the device were taken and will be written: what the host has of them is no copy any more. */
 void de_prefix_taken(de_prefix *t, const uint32_t *pages, uint32_t n);
 /* pages [n], of the device, hold what the prefix's first n do: those that were on the host are these
