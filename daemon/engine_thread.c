@@ -464,9 +464,10 @@ static bool start(dd_engine *e, dd_timeline *t)
             end_run(e, t, (dd_note){ .finish = DELTA_FINISH_CANCELLED });
         return t->run.is_background;
     }
-    if (r == 0 && t->run.generate && !t->is_preempted)
+    const bool begins = t->run.generate && !t->is_preempted;
+    if (r == 0 && begins)
         r = delta_session_guide(t->session, t->run.guide, &err);
-    if (r == 0 && t->run.generate && !t->is_preempted)
+    if (r == 0 && begins)
         r = delta_session_generate(t->session, t->run.sampling, t->run.stopping, &err);
     if (r < 0) {
         abandon(t);

@@ -21,15 +21,7 @@
 #include <vector>
 
 #include "kernels/common/gemv.cuh"
-
-#define OK(x)                                                                                      \
-    do {                                                                                           \
-        const cudaError_t e_ = (x);                                                                \
-        if (e_ != cudaSuccess) {                                                                   \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, cudaGetErrorString(e_));            \
-            exit(1);                                                                               \
-        }                                                                                          \
-    } while (0)
+#include "support/cuda_ok.cuh"
 
 typedef __nv_bfloat16 bf16;
 enum {

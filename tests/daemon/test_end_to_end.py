@@ -3,9 +3,11 @@ once, clients that die, hostile bytes."""
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import unittest
@@ -24,11 +26,36 @@ with open(daemon.SOURCE / "tests/model/golden/demo.json") as f:
 ROLES = {"system": 1, "user": 2, "assistant": 3, "tool": 4}
 
 
-def setUpModule():
-    global d, m, t, s, inference, sessions, model
-    d = daemon.Daemon()
-    m, s = daemon.module(INFERENCE), daemon.module(SESSION)
+def load_modules():
+    """The message classes t, m and s of types, inference and session, for this file's helpers and its caller."""
+    global t, m, s
     t = daemon.module("deltad/v1/types.proto")
+    m, s = daemon.module(INFERENCE), daemon.module(SESSION)
+    return t, m, s
+
+
+class WithState(unittest.TestCase):
+    """Tests of daemons on one state directory: start() begins one, the last is stopped at the end."""
+
+    def setUp(self):
+        self.state = pathlib.Path(tempfile.mkdtemp(prefix="deltad-state-"))
+        self.d = None
+
+    def tearDown(self):
+        if self.d:
+            self.d.stop()
+        shutil.rmtree(self.state)
+
+    def start(self, **more):
+        self.d = daemon.Daemon(state={"directory": self.state}, **more)
+        self.inference = self.d.stub(INFERENCE, "InferenceService")
+        self.sessions = self.d.stub(SESSION, "SessionService")
+
+
+def setUpModule():
+    global d, inference, sessions, model
+    load_modules()
+    d = daemon.Daemon()
     inference, sessions = d.stub(INFERENCE, "InferenceService"), d.stub(SESSION, "SessionService")
     model = d.stub(MODEL, "ModelService")
 

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import unittest
 
@@ -21,26 +20,10 @@ t = m = s = None
 
 def setUpModule():
     global t, m, s
-    m, s = daemon.module(end_to_end.INFERENCE), daemon.module(end_to_end.SESSION)
-    t = daemon.module("deltad/v1/types.proto")
-    end_to_end.t, end_to_end.m, end_to_end.s = t, m, s
+    t, m, s = end_to_end.load_modules()
 
 
-class Kept(unittest.TestCase):
-    def setUp(self):
-        self.state = pathlib.Path(tempfile.mkdtemp(prefix="deltad-state-"))
-        self.d = None
-
-    def tearDown(self):
-        if self.d:
-            self.d.stop()
-        shutil.rmtree(self.state)
-
-    def start(self, **more):
-        self.d = daemon.Daemon(state={"directory": self.state}, **more)
-        self.inference = self.d.stub(end_to_end.INFERENCE, "InferenceService")
-        self.sessions = self.d.stub(end_to_end.SESSION, "SessionService")
-
+class Kept(end_to_end.WithState):
     def restart(self, kill=False):
         if kill:
             self.d.process.send_signal(signal.SIGKILL)

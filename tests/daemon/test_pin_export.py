@@ -2,10 +2,8 @@
 import json
 import os
 import pathlib
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 import unittest
 
@@ -22,26 +20,10 @@ SERVICE = "/deltad.v1.SessionService/"
 
 def setUpModule():
     global t, m, s
-    m, s = daemon.module(end_to_end.INFERENCE), daemon.module(end_to_end.SESSION)
-    t = daemon.module("deltad/v1/types.proto")
-    end_to_end.t, end_to_end.m, end_to_end.s = t, m, s
+    t, m, s = end_to_end.load_modules()
 
 
-class Base(unittest.TestCase):
-    def setUp(self):
-        self.state = pathlib.Path(tempfile.mkdtemp(prefix="deltad-state-"))
-        self.d = None
-
-    def tearDown(self):
-        if self.d:
-            self.d.stop()
-        shutil.rmtree(self.state)
-
-    def start(self, **more):
-        self.d = daemon.Daemon(state={"directory": self.state}, **more)
-        self.inference = self.d.stub(end_to_end.INFERENCE, "InferenceService")
-        self.sessions = self.d.stub(end_to_end.SESSION, "SessionService")
-
+class Base(end_to_end.WithState):
     def create(self, text="Hello.", **more):
         return self.sessions.CreateSession(s.CreateSessionRequest(messages=[message("user", text)], **more)).session.id
 

@@ -8,17 +8,16 @@ import unittest
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "support"))
 import daemon  # noqa: E402
 import grpc  # noqa: E402
-from test_end_to_end import MODEL, gather, message  # noqa: E402
+from test_end_to_end import gather, message  # noqa: E402
 import test_end_to_end as end_to_end  # noqa: E402
+import test_prefix_cache as cached  # noqa: E402
 
 LONG = "Count to a thousand."
 
 
 def setUpModule():
     global t, m, s
-    m, s = daemon.module(end_to_end.INFERENCE), daemon.module(end_to_end.SESSION)
-    t = daemon.module("deltad/v1/types.proto")
-    end_to_end.t, end_to_end.m, end_to_end.s = t, m, s
+    t, m, s = end_to_end.load_modules()
 
 
 def ask(text, n, priority=0, **more):
@@ -27,23 +26,7 @@ def ask(text, n, priority=0, **more):
                          scheduling=t.Scheduling(priority=priority), **more)
 
 
-class Preempted(unittest.TestCase):
-    settings = {}
-
-    @classmethod
-    def setUpClass(cls):
-        cls.d = daemon.Daemon(**cls.settings)
-        cls.inference = cls.d.stub(end_to_end.INFERENCE, "InferenceService")
-        cls.sessions = cls.d.stub(end_to_end.SESSION, "SessionService")
-        cls.model = cls.d.stub(MODEL, "ModelService")
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.d.stop()
-
-    def stats(self):
-        return self.model.GetStats(daemon.module(MODEL).GetStatsRequest())
-
+class Preempted(cached.Cached):
     def start(self, *args, **more):
         """A thread that gathers an answer into its .out."""
         def run():

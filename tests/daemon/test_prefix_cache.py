@@ -19,9 +19,7 @@ WORDS = ("the quick brown fox jumps over a lazy dog while seven wizards quietly 
 
 def setUpModule():
     global t, m, s
-    m, s = daemon.module(end_to_end.INFERENCE), daemon.module(end_to_end.SESSION)
-    t = daemon.module("deltad/v1/types.proto")
-    end_to_end.t, end_to_end.m, end_to_end.s = t, m, s
+    t, m, s = end_to_end.load_modules()
 
 
 def text(n, salt):

@@ -18,15 +18,7 @@
 #include <cuda_fp8.h>
 
 #include "kernels/cuda/ops.cuh"
-
-#define OK(x)                                                                                      \
-    do {                                                                                           \
-        const cudaError_t e_ = (x);                                                                \
-        if (e_ != cudaSuccess) {                                                                   \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, cudaGetErrorString(e_));            \
-            exit(1);                                                                               \
-        }                                                                                          \
-    } while (0)
+#include "support/cuda_ok.cuh"
 
 enum { D = DE_CU_ATTN, ROTARY = 64 };
 

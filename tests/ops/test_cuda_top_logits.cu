@@ -14,15 +14,7 @@
 #include <vector>
 
 #include "kernels/cuda/top_logits.cuh"
-
-#define OK(x)                                                                                      \
-    do {                                                                                           \
-        const cudaError_t e_ = (x);                                                                \
-        if (e_ != cudaSuccess) {                                                                   \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, cudaGetErrorString(e_));            \
-            exit(1);                                                                               \
-        }                                                                                          \
-    } while (0)
+#include "support/cuda_ok.cuh"
 
 static uint64_t state = 1;
 static double uniform() /* [0, 1) */
